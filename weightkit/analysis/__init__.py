@@ -1,0 +1,1 @@
+"""Analysis: counts, statistics, comparison and soundness. Reads weights, changes nothing."""

@@ -1,0 +1,128 @@
+"""Check: is a checkpoint sound? What could not be looked at is said, not passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from weightkit.analysis.compare import compare
+from weightkit.checkpoint import Checkpoint
+from weightkit.parallel import Progress, in_order
+from weightkit.registry import Registry, Selection, Weight
+from weightkit.tensor import whole
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, and where."""
+
+    kind: str  # values, index, config, tensors, tokenizer
+    where: str  # an address, or a file
+    message: str
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """The outcome of a check."""
+
+    faults: list[Fault]
+    not_checked: list[str] = field(default_factory=list)
+    tensors: int = 0
+    bytes: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether no fault was found."""
+        return not self.faults
+
+
+def check(
+    checkpoint: Checkpoint,
+    registry: Registry,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Soundness:
+    """Look for faults that opening does not refuse: in the values, the index, the config, the ties.
+
+    That a checkpoint opens at all has shown that headers, sizes, offsets, shards and shapes agree.
+    """
+    faults = [*_index(checkpoint), *_roles(checkpoint, registry), *_reference(checkpoint)]
+    weights = list(registry.by_name.values())
+    faults += [f for f in in_order(_values, weights, executor=executor, progress=progress) if f is not None]
+    not_checked = []
+    if not weights:
+        not_checked.append("values: there is only a config.json")
+    if checkpoint.config is None:
+        not_checked.append("config against shapes: there is no config.json")
+    return Soundness(faults, not_checked, len(weights), checkpoint.nbytes)
+
+
+def _values(weight: Weight) -> Fault | None:
+    """NaN and Inf, in any type that has them."""
+    if weight.dtype.kind not in ("float", "complex"):
+        return None
+    nan = inf = 0
+    first = None
+    for region, stored in Selection(weight, whole(weight.shape)).blocks():
+        values = weight.dtype.decode(stored)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            nan += int(np.isnan(values).sum())
+            inf += int(np.isinf(values).sum())
+            if first is None:
+                place = np.unravel_index(int(bad.argmax()), bad.shape)
+                first = [s.start + int(i) for s, i in zip(region, place, strict=True)]
+    if first is None:
+        return None
+    found = " and ".join(f"{n:,} {what}" for n, what in ((nan, "NaN"), (inf, "Inf")) if n)
+    return Fault("values", weight.address.removeprefix("name:"), f"{found}, the first at {first}")
+
+
+def _index(checkpoint: Checkpoint) -> Iterator[Fault]:
+    index = checkpoint.index
+    if index is None:
+        return
+    where = checkpoint.index_path.name if checkpoint.index_path else "index"
+    metadata = index.get("metadata")
+    declared = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if declared is not None and declared != checkpoint.nbytes:
+        yield Fault(
+            "index", where, f"total_size is {declared!r}, the tensors take {checkpoint.nbytes:,} bytes"
+        )
+    for name in checkpoint.tensors:
+        if name not in index["weight_map"]:
+            yield Fault("index", where, f"does not list tensor {name!r}, which a shard holds")
+
+
+def _roles(checkpoint: Checkpoint, registry: Registry) -> Iterator[Fault]:
+    if registry.config is None:
+        if checkpoint.config is not None:  # a config that nothing was checked against is not a sound one
+            yield Fault(
+                "config", "config.json", f"cannot be checked against the weights: {registry.notes[0]}"
+            )
+        return
+    for name in registry.unclaimed:
+        yield Fault("tensors", name, f"is not part of a {registry.config.model_type} model of this config")
+    head = registry.get("lm_head")
+    if head is None:
+        yield Fault(
+            "tensors", "lm_head", "is not in the files, and the config does not tie it to the embedding"
+        )
+    elif head.tied_to and head.source is not None and compare(registry[head.tied_to], head) is not None:
+        yield Fault("config", "lm_head", f"tied to {head.tied_to} by the config, but different in the files")
+
+
+def _reference(checkpoint: Checkpoint) -> Iterator[Fault]:
+    """What the safetensors package, which most programs load with, says of the same files."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in dict.fromkeys(tensor.path for tensor in checkpoint.tensors.values()):
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except SafetensorError as error:
+            yield Fault("tensors", path.name, f"the safetensors package refuses it: {error}")

@@ -1,0 +1,162 @@
+"""Element types: how the bits in a file become numbers, and numbers become bits again.
+
+Every type is handled through *stored elements*, one numpy item per number: the number itself where
+numpy has the type, else its bit pattern in an unsigned integer (BF16 in uint16, FP8, FP6 and FP4 in
+uint8). Types of less than a byte are packed only in the file.
+
+The names and packings are those of the safetensors format; values of FP8, FP6 and FP4 come from the
+tables of ml_dtypes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from weightkit.errors import EditError
+
+Kind = Literal["float", "int", "bool", "complex"]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type of a checkpoint file."""
+
+    name: str  # as safetensors writes it
+    bits: int  # of one element in the file
+    kind: Kind
+    stored: str  # numpy type of one stored element, little-endian
+    table: str = ""  # the ml_dtypes type whose bit patterns these are
+
+    def nbytes(self, count: int) -> int:
+        """Bytes that `count` elements take in a file. Packed types must fill whole bytes."""
+        return count * self.bits // 8
+
+    @property
+    def group(self) -> int:
+        """The smallest number of elements that ends on a byte: 1, or 2 (FP4), or 4 (FP6)."""
+        return math.lcm(self.bits, 8) // self.bits
+
+    def unpack(self, raw: Array) -> Array:
+        """Bytes of a file, uint8 [n], to stored elements, flat."""
+        if self.bits >= 8:
+            return raw.view(self.stored)
+        places = np.arange(self.group, dtype=np.uint32) * self.bits
+        width = self.group * self.bits // 8  # bytes in a group, lowest first
+        whole = np.zeros(raw.size // width, np.uint32)
+        for byte in range(width):
+            whole |= raw[byte::width].astype(np.uint32) << np.uint32(8 * byte)
+        return ((whole[:, None] >> places) & ((1 << self.bits) - 1)).astype(np.uint8).ravel()
+
+    def decode(self, stored: Array, to: DTypeLike = np.float32) -> Array:
+        """Stored elements to numbers of type `to`; shares memory where nothing has to change.
+
+        Complex numbers become their magnitudes.
+        """
+        if self.name == "BF16":
+            wide = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            return wide.astype(to, copy=False)
+        if self.table:
+            return _values(self.table)[stored].astype(to, copy=False)
+        if self.kind == "bool":
+            return (stored != 0).astype(to)
+        if self.kind == "complex":
+            return np.abs(stored).astype(to)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, as it should
+            return stored.astype(to, copy=False)
+
+    def encode(self, values: Array) -> Array:
+        """Float64 numbers to stored elements, rounded once, to nearest even.
+
+        Raises EditError where a finite number does not fit: a result that silently became infinity
+        (or, in an integer type, another number) is never what was asked for.
+        """
+        stored = self._round(values)
+        fits = np.isfinite(self.decode(stored, np.float64)) | ~np.isfinite(values)
+        if self.kind != "float":
+            fits = self.decode(stored, np.float64) == values
+        if not fits.all():
+            worst = values[~fits].flat[0]
+            raise EditError(f"{worst:g} cannot be stored as {self.name} ({int((~fits).sum()):,} values)")
+        return stored
+
+    def _round(self, values: Array) -> Array:
+        values = np.asarray(values, np.float64)
+        if self.kind == "complex" or self.bits < 8:
+            raise EditError(f"numbers cannot be written into {self.name} tensors")
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.name == "BF16":
+                bits = _odd_float32(values).view(np.uint32)
+                nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(
+                    16
+                )
+                quiet = (bits >> np.uint32(16)) | np.uint32(0x40)  # rounding must not turn NaN into inf
+                return np.where(np.isnan(values), quiet, nearest).astype(np.uint16)
+            if self.table:
+                return _odd_float32(values).astype(_ml_type(self.table)).view(np.uint8)
+            return values.astype(self.stored)
+
+
+def _odd_float32(values: Array) -> Array:
+    """Float64 to float32, rounded to odd, so that one more rounding is as if it were the only one.
+
+    Source: Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.
+    """
+    near = values.astype(np.float32)
+    back = near.astype(np.float64)
+    bits = near.view(np.uint32)
+    inexact = (back != values) & np.isfinite(values)
+    bits = bits - (inexact & (np.abs(back) > np.abs(values)))  # truncate towards zero …
+    return np.asarray(bits | inexact, np.uint32).view(np.float32)  # … and remember what was cut
+
+
+def _ml_type(name: str) -> Any:
+    import ml_dtypes
+
+    return getattr(ml_dtypes, name)
+
+
+@functools.cache
+def _values(name: str) -> Array:
+    """The float32 value of every bit pattern of a small type. [256]"""
+    kind = _ml_type(name)
+    import ml_dtypes
+
+    size = 1 << ml_dtypes.finfo(kind).bits
+    patterns = np.arange(256, dtype=np.uint8) % size
+    return patterns.astype(np.uint8).view(kind).astype(np.float32)
+
+
+DTYPES: dict[str, DType] = {
+    dtype.name: dtype
+    for dtype in (
+        DType("F64", 64, "float", "<f8"),
+        DType("F32", 32, "float", "<f4"),
+        DType("F16", 16, "float", "<f2"),
+        DType("BF16", 16, "float", "<u2"),
+        DType("F8_E4M3", 8, "float", "u1", "float8_e4m3fn"),
+        DType("F8_E5M2", 8, "float", "u1", "float8_e5m2"),
+        DType("F8_E4M3FNUZ", 8, "float", "u1", "float8_e4m3fnuz"),
+        DType("F8_E5M2FNUZ", 8, "float", "u1", "float8_e5m2fnuz"),
+        DType("F8_E8M0", 8, "float", "u1", "float8_e8m0fnu"),
+        DType("F6_E2M3", 6, "float", "u1", "float6_e2m3fn"),
+        DType("F6_E3M2", 6, "float", "u1", "float6_e3m2fn"),
+        DType("F4", 4, "float", "u1", "float4_e2m1fn"),
+        DType("I64", 64, "int", "<i8"),
+        DType("I32", 32, "int", "<i4"),
+        DType("I16", 16, "int", "<i2"),
+        DType("I8", 8, "int", "i1"),
+        DType("U64", 64, "int", "<u8"),
+        DType("U32", 32, "int", "<u4"),
+        DType("U16", 16, "int", "<u2"),
+        DType("U8", 8, "int", "u1"),
+        DType("BOOL", 8, "bool", "u1"),
+        DType("C64", 64, "complex", "<c8"),
+    )
+}

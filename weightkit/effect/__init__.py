@@ -1,0 +1,1 @@
+"""Effect: what a change of the weights does to what a model says."""

@@ -1,0 +1,69 @@
+"""Generation: one token after another, with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightkit.engine.cache import Cache
+from weightkit.engine.forward import Engine
+from weightkit.engine.functions import F32, softmax
+from weightkit.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: greedily at temperature 0, else drawn, seeded."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise EngineError(f"the temperature is a number from 0, got {self.temperature:g}")
+        if self.top_k is not None and self.top_k < 1:
+            raise EngineError(f"top_k is at least 1, got {self.top_k}")
+
+
+def generate(
+    engine: Engine, ids: Sequence[int], tokens: int, sampling: Sampling | None = None
+) -> Iterator[tuple[int, F32]]:
+    """The next `tokens` ids after a prompt, each with the logits [vocab] that it was chosen from.
+
+    Ends early where the model has no more positions. Raises EngineError for ids outside the
+    vocabulary.
+    """
+    sampling = sampling or Sampling()
+    random = np.random.default_rng(sampling.seed)
+    cache = Cache()
+    following = engine.ids(ids)
+    for _ in range(tokens):
+        if (
+            engine.architecture.positions == "learned"
+            and len(cache) + following.shape[1] > engine.config.positions
+        ):
+            if not len(cache):
+                engine.logits(following, cache)  # raises: the prompt itself is too long
+            return
+        logits = engine.logits(following, cache)[0, -1]
+        chosen = choose(logits, sampling, random)
+        yield chosen, logits
+        following = np.array([[chosen]], np.int64)
+
+
+def choose(logits: F32, sampling: Sampling, random: np.random.Generator) -> int:
+    """One token id from logits [vocab]."""
+    if not np.isfinite(logits).all():
+        raise EngineError(
+            "the model's output is not finite: its weights hold NaN, Inf or very large numbers; see check"
+        )
+    if sampling.temperature == 0:
+        return int(np.argmax(logits))
+    order = np.argsort(-logits, kind="stable")[: sampling.top_k]
+    p = softmax(logits[order] / np.float32(sampling.temperature)).astype(np.float64)
+    return int(
+        order[np.searchsorted(np.cumsum(p) / p.sum(), random.random(), side="right").clip(max=len(order) - 1)]
+    )

@@ -1,0 +1,121 @@
+"""Rotary position embedding and the ways in which long-context models rescale it.
+
+Frequencies follow transformers' modeling_rope_utils; the papers are named at each function.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weightkit.config import Config, Rope
+from weightkit.engine.functions import F32
+
+
+def rotation(
+    config: Config, length: int, start: int = 0
+) -> tuple[F32, F32]:  # -> [length - start, rotated / 2] twice
+    """Cosines and sines of the positions `start` to `length` of a sequence of `length` tokens."""
+    frequencies, factor = inverse_frequencies(config.rope, config.head_dim, config.positions, length)
+    angles = np.arange(start, length)[:, None] * frequencies  # [t, rotated / 2]
+    return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
+
+
+def rotate(x: F32, cos: F32, sin: F32) -> F32:  # [..., t, head_dim], [t, r / 2] twice -> [..., t, head_dim]
+    """Turn the pairs (i, i + r / 2) of the first r dimensions by the angle of their position."""
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate((a * cos - b * sin, b * cos + a * sin, rest), axis=-1)
+
+
+def depends_on_length(rope: Rope, positions: int, length: int) -> float:
+    """What about a sequence's length its frequencies depend on: equal values, equal frequencies."""
+    if rope.type == "dynamic":
+        return max(length, positions)
+    if rope.type == "longrope":
+        return float(length > rope.original_positions)
+    return 0.0
+
+
+def inverse_frequencies(
+    rope: Rope, head_dim: int, positions: int, length: int
+) -> tuple[NDArray[np.float64], float]:
+    """Radians per position of each rotated pair, and a factor on cosine and sine."""
+    dim = int(head_dim * rope.partial)
+    base = rope.theta ** (np.arange(0, dim, 2) / dim)  # [rotated / 2]
+    match rope.type:
+        case "linear":  # Chen et al., arXiv:2306.15595
+            return 1 / base / _factor(rope), 1.0
+        case "dynamic":
+            return _dynamic(rope, dim, max(length, positions) / positions), 1.0
+        case "llama3":
+            return _llama3(rope, 1 / base), 1.0
+        case "yarn":
+            return _yarn(rope, base, dim, positions)
+        case "longrope":
+            return _longrope(rope, base, positions, length)
+    return 1 / base, 1.0
+
+
+def _factor(rope: Rope) -> float:
+    return rope.factor or 1.0
+
+
+def _dynamic(rope: Rope, dim: int, stretch: float) -> NDArray[np.float64]:
+    """NTK-aware scaling: the base grows with the sequence. Source: arXiv:2309.00071, section 3.1."""
+    factor = _factor(rope)
+    theta = rope.theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
+    return theta ** -(np.arange(0, dim, 2) / dim)
+
+
+def _llama3(rope: Rope, inverse: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Long wavelengths are divided by the factor, short ones kept, those between blended.
+
+    Source: Llama 3.1, models/llama3/reference_impl.
+    """
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    turns = rope.original_positions * inverse / (2 * math.pi)  # in the context of pretraining
+    blend = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - blend) * inverse / _factor(rope) + blend * inverse
+
+
+def _yarn(
+    rope: Rope, base: NDArray[np.float64], dim: int, positions: int
+) -> tuple[NDArray[np.float64], float]:
+    """Interpolated below one number of turns, kept above another, ramped between.
+
+    Source: Peng et al., "YaRN", arXiv:2309.00071, section 3.2 to 3.4.
+    """
+    factor = rope.factor or positions / rope.original_positions
+
+    def pair_with(turns: float) -> float:  # the pair that makes so many turns in the original context
+        return dim * math.log(rope.original_positions / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = pair_with(rope.beta_fast), pair_with(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / (high - low or 0.001), 0, 1)
+    inverse = ramp / (factor * base) + (1 - ramp) / base
+    if rope.attention_factor is not None:
+        return inverse, rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return inverse, _mscale(factor, rope.mscale) / _mscale(factor, rope.mscale_all_dim)
+    return inverse, _mscale(factor, 1.0)
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _longrope(
+    rope: Rope, base: NDArray[np.float64], positions: int, length: int
+) -> tuple[NDArray[np.float64], float]:
+    """A factor per pair, one set for short sequences and one for long. Source: arXiv:2402.13753."""
+    original = rope.original_positions
+    factors = rope.long_factor if length > original else rope.short_factor
+    factor = rope.factor or positions / original
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return 1 / (np.array(factors) * base), rope.attention_factor or attention

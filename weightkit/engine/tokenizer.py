@@ -1,0 +1,83 @@
+"""Text to token ids and back, through the tokenizer.json beside the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weightkit import strictjson
+from weightkit.errors import EngineError, FormatError
+
+
+class Tokenizer:
+    """A thin face on the `tokenizers` package."""
+
+    def __init__(self, path: Path) -> None:
+        """Read a tokenizer.json. Raises FormatError where it is broken."""
+        import tokenizers
+
+        raw = strictjson.read_bytes(path)
+        _require_sane(raw, path)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode("utf-8"))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the Rust code is not an Exception
+            raise FormatError(f"{path}: not a tokenizer: {str(error).splitlines()[0]}") from None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with the special tokens that the tokenizer itself adds."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token(self, token_id: int) -> str:
+        """One token as it reads in a text: with its leading space, special tokens by name."""
+        piece = self._tokenizer.id_to_token(token_id)
+        if piece is None:
+            return f"<{token_id}>"
+        # Decoders drop a leading space at the start of a text, so decode the token after another one.
+        anchor = self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
+        alone = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        second = anchor[len(alone) :] if anchor.startswith(alone) else alone
+        return str(piece if not second or "\ufffd" in second else second)
+
+    @property
+    def last_id(self) -> int:
+        """The largest id that the tokenizer can give."""
+        return max(self._tokenizer.get_vocab().values(), default=-1)
+
+    def id_of(self, text: str) -> int:
+        """The id of the one token that `text` is. Raises EngineError where it is none, or several."""
+        exact = self._tokenizer.token_to_id(text)
+        if exact is not None:
+            return int(exact)
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) != 1:
+            pieces = " ".join(repr(self.token(i)) for i in ids[:8])
+            raise EngineError(f"{text!r} is {len(ids)} tokens, not one: {pieces}; name one of them, or an id")
+        return int(ids[0])
+
+
+def _require_sane(raw: bytes, path: Path) -> None:
+    """Refuse ids on which the tokenizers package would panic."""
+    try:
+        value: Any = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from None
+    model = value.get("model") if isinstance(value, dict) else None
+    if not isinstance(model, dict):
+        raise FormatError(f"{path}: not a tokenizer: it has no model")
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        ids = list(vocab.values())
+        if not all(type(i) is int and 0 <= i < 1 << 32 for i in ids):
+            raise FormatError(
+                f"{path}: its vocabulary has an id that is not a whole number from 0 to 2³² - 1"
+            )
+        if len(set(ids)) != len(ids):
+            raise FormatError(f"{path}: its vocabulary gives one id to two tokens")

@@ -1,0 +1,53 @@
+"""What goes wrong, said in one line: what is wrong, where, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WeightkitError(Exception):
+    """Base of every error that weightkit raises on purpose; its text is ready for a person."""
+
+
+class FormatError(WeightkitError):
+    """A file is missing, truncated, malformed or of a kind that cannot be read."""
+
+
+class ConfigError(WeightkitError):
+    """A config.json is malformed, or says something that the weights contradict."""
+
+
+class AddressError(WeightkitError):
+    """An address does not parse, or names nothing in this model."""
+
+
+class EditError(WeightkitError):
+    """An edit cannot be made as asked."""
+
+
+class SaveError(WeightkitError):
+    """A checkpoint cannot be written; the destination is as it was."""
+
+
+class EngineError(WeightkitError):
+    """The model cannot be run as asked (ids, tokenizer, a missing head, an unknown family)."""
+
+
+def printable(text: str) -> str:
+    """`text` with everything that a terminal could act on escaped: names in files are data."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """The candidate most like `word`, as the end of an error message, or nothing."""
+    match = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def one_line(names: Iterable[str], most: int = 8) -> str:
+    """A list of names for an error message, cut where it would grow past a line."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,113 @@
+"""safetensors: eight bytes of header length, a JSON header, then the bytes of all tensors, gapless.
+
+The header is read here rather than by the safetensors package because that package accepts duplicate
+names and waits on a FIFO, and because a header is all that is needed.
+
+Format: https://huggingface.co/docs/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightkit import strictjson
+from weightkit.dtypes import DTYPES
+from weightkit.errors import FormatError
+from weightkit.tensor import Tensor
+
+SUFFIX = ".safetensors"
+MOST_DIMENSIONS = 64  # numpy's limit
+MOST_ELEMENTS = 1 << 60
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One weights file: its tensors in the order of its header, and its metadata."""
+
+    path: Path  # of the file itself, links followed
+    name: str  # in the folder that was opened; in the Hugging Face cache the file is called by its hash
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def open_file(path: Path) -> ShardFile:
+    """Read the header of a safetensors file; no tensor is touched.
+
+    Raises FormatError on every departure from the format: a header that is not strict JSON, names
+    given twice, unknown types, sizes that do not match, and bytes that belong to no tensor or to two.
+    """
+    size = strictjson.regular_size(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            length = int.from_bytes(head, "little")
+            if len(head) < 8 or length > size - 8:
+                raise FormatError(
+                    f"{path}: not a safetensors file, or cut short: its header would end at byte "
+                    f"{8 + length:,} of {size:,}"
+                )
+            if length > strictjson.MOST_BYTES:
+                raise FormatError(f"{path}: a header of {length:,} bytes; safetensors allows 100 MB")
+            raw = file.read(length)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+    if not raw.startswith(b"{"):
+        raise FormatError(f"{path}: not a safetensors file: its header does not begin with '{{'")
+    header = strictjson.parse(raw, f"{path}: header")
+    metadata = _metadata(header.pop("__metadata__", None), path)
+    data = 8 + length
+    tensors = {name: _tensor(name, info, path, data, size - data) for name, info in header.items()}
+    _require_gapless(tensors, path, data, size)
+    return ShardFile(path, path.name, tensors, metadata)
+
+
+def _metadata(value: Any, path: Path) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise FormatError(f"{path}: __metadata__ must map strings to strings")
+    return value
+
+
+def _tensor(name: str, info: Any, path: Path, data: int, available: int) -> Tensor:
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(info, dict):
+        raise FormatError(f"{where}: its header entry is not an object")
+    missing = {"dtype", "shape", "data_offsets"} - info.keys()
+    if missing:
+        raise FormatError(f"{where}: its header entry has no {sorted(missing)[0]}")
+    dtype = DTYPES.get(info["dtype"]) if isinstance(info["dtype"], str) else None
+    if dtype is None:
+        raise FormatError(f"{where}: unknown dtype {info['dtype']!r}")
+    shape, offsets = info["shape"], info["data_offsets"]
+    if not _naturals(shape) or len(shape) > MOST_DIMENSIONS or math.prod(shape) > MOST_ELEMENTS:
+        raise FormatError(f"{where}: its shape is not a list of at most {MOST_DIMENSIONS} sensible sizes")
+    if not _naturals(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= available:
+        raise FormatError(f"{where}: its data_offsets do not lie in the {available:,} bytes of data")
+    bits = math.prod(shape) * dtype.bits
+    if bits != 8 * (offsets[1] - offsets[0]):
+        raise FormatError(
+            f"{where}: {dtype.name} {shape} takes {bits / 8:,.10g} bytes, "
+            f"its data_offsets give it {offsets[1] - offsets[0]:,}"
+        )
+    return Tensor(name, dtype, tuple(shape), path, data + offsets[0])
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+
+
+def _require_gapless(tensors: dict[str, Tensor], path: Path, data: int, size: int) -> None:
+    end = data
+    for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
+        if tensor.offset != end:
+            kind = (
+                "overlaps another" if tensor.offset < end else f"follows {tensor.offset - end:,} unused bytes"
+            )
+            raise FormatError(f"{path}: tensor {tensor.name!r} {kind}")
+        end = tensor.offset + tensor.nbytes
+    if end != size:
+        raise FormatError(f"{path}: {size - end:,} bytes at the end belong to no tensor")

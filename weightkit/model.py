@@ -1,0 +1,287 @@
+"""Model: registry, config and tokenizer in one; the object that people hold."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightkit.analysis.check import Fault, Soundness, check
+from weightkit.analysis.compare import Diff
+from weightkit.analysis.compare import diff as _diff
+from weightkit.analysis.counts import Counts, count
+from weightkit.analysis.statistics import Histogram, Outlier, Statistics, histogram, outliers, statistics
+from weightkit.checkpoint import Checkpoint, open_checkpoint
+from weightkit.config import Config
+from weightkit.dtypes import Array
+from weightkit.effect.measure import Effect
+from weightkit.effect.measure import measure as _measure
+from weightkit.engine.forward import Engine
+from weightkit.engine.functions import softmax
+from weightkit.engine.generate import Sampling, generate
+from weightkit.engine.tokenizer import Tokenizer
+from weightkit.errors import AddressError, EngineError, WeightkitError, one_line
+from weightkit.parallel import Progress, in_order
+from weightkit.registry import Registry, Selection, Weight, open_registry
+from weightkit.surgery import overlay
+from weightkit.surgery.edits import Edit
+from weightkit.surgery.save import Plan, plan, save
+from weightkit.tensor import whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEMO = "demo"
+DEMO_FOLDERS = {"demo": "final", "demo:early": "early", "demo:step0": "step0"}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One candidate for the next token."""
+
+    token: str
+    id: int
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """One weight, or a part of it, seen closely."""
+
+    statistics: Statistics
+    histogram: Histogram
+    outliers: list[Outlier]
+
+
+class Model:
+    """A model: its named weights, its config, its tokenizer, and what can be asked of them.
+
+    It never changes. `apply` gives a new Model that shares every byte that is not edited.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, registry: Registry, edits: tuple[Edit, ...] = ()) -> None:
+        self.checkpoint = checkpoint
+        self.registry = registry
+        self.edits = edits
+        if not checkpoint.tensors and checkpoint.tokenizer_path is not None:
+            _ = self.tokenizer  # without weights it is half of what there is: broken is not a detail
+
+    def __repr__(self) -> str:
+        kind = self.registry.architecture.model_type if self.registry.architecture else "unknown architecture"
+        edits = f", {len(self.edits)} edits" if self.edits else ""
+        return f"<Model {str(self.checkpoint.path)!r}: {kind}, {len(self.registry):,} weights{edits}>"
+
+    @property
+    def config(self) -> Config | None:
+        """What the model computes with its weights; None where its family is not known."""
+        return self.registry.config
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not available for this model, and why, in plain words."""
+        return self.registry.notes
+
+    # ── weights ────────────────────────────────────────────────────────────────────────────────────
+
+    def __getitem__(self, address: str) -> Weight | Selection:
+        """The one weight, or part of a weight, that an address names.
+
+        Raises AddressError where it names nothing, or several (`select` gives them all).
+        """
+        found = self.select(address)
+        if len(found) > 1:
+            names = one_line((s.address for s in found), most=3)
+            raise AddressError(
+                f"{address}: names {len(found):,} weights ({names}); use select for all of them"
+            )
+        return found[0] if found[0].index else found[0].weight
+
+    def select(self, address: str | None = None) -> list[Selection]:
+        """Everything that an address names, in forward order; without one, every tensor of the files."""
+        if address is None:
+            return [Selection(weight, whole(weight.shape)) for weight in self.registry.unique()]
+        return self.registry.select(address, self.token_id)
+
+    def token_id(self, text: str) -> int:
+        """The id of the token that reads `text`. Raises EngineError where it is not one token."""
+        return self.tokenizer.id_of(text)
+
+    def apply(self, *edits: Edit) -> Model:
+        """A new model with the edits made, in order. This one is not touched.
+
+        Raises AddressError where an edit selects nothing, EditError where it cannot be made.
+        """
+        changed = overlay.apply(self.registry, edits, self.token_id)
+        return Model(self.checkpoint, changed, (*self.edits, *edits))
+
+    def plan(self) -> Plan:
+        """What saving this edited model would touch."""
+        return plan(self.checkpoint, self.registry)
+
+    def save(self, out: str | Path, *, force: bool = False) -> Path:
+        """Write the model; only shards with an edit are rewritten. Raises SaveError, nothing lost."""
+        return save(self.checkpoint, self.registry, out, force=force)
+
+    # ── analysis ───────────────────────────────────────────────────────────────────────────────────
+
+    def counts(self) -> Counts:
+        """How many parameters there are, of what kind, and what they cost. Reads no weights."""
+        return count(self.registry)
+
+    def statistics(
+        self,
+        address: str | None = None,
+        *,
+        executor: Executor | None = None,
+        progress: Progress | None = None,
+    ) -> list[Statistics]:
+        """One row of statistics per weight that the address names."""
+        return list(in_order(statistics, self.select(address), executor=executor, progress=progress))
+
+    def stats(self, address: str | None = None, *, executor: Executor | None = None) -> pd.DataFrame:
+        """`statistics` as a DataFrame."""
+        import pandas as pd
+
+        rows = self.statistics(address, executor=executor)
+        return pd.DataFrame(rows, columns=list(Statistics.__dataclass_fields__))
+
+    def look(self, address: str, bins: int = 32) -> Look:
+        """One weight closely: statistics, histogram, the numbers farthest from the mean."""
+        found = self[address]
+        selection = found if isinstance(found, Selection) else Selection(found, whole(found.shape))
+        row = statistics(selection)
+        return Look(row, histogram(selection, row, bins), outliers(selection, row))
+
+    def check(self, *, executor: Executor | None = None, progress: Progress | None = None) -> Soundness:
+        """Whether the checkpoint is sound; reads all of it."""
+        result = check(self.checkpoint, self.registry, executor=executor, progress=progress)
+        if self.checkpoint.tokenizer_path is None:
+            result.not_checked.append("tokenizer: there is no tokenizer.json")
+            return result
+        try:
+            last = self.tokenizer.last_id
+        except WeightkitError as error:
+            result.faults.append(Fault("tokenizer", "tokenizer.json", str(error)))
+        else:
+            if self.config and last >= self.config.vocab:
+                message = f"has ids up to {last}, the embedding has {self.config.vocab} rows"
+                result.faults.append(Fault("tokenizer", "tokenizer.json", message))
+        return result
+
+    # ── running ────────────────────────────────────────────────────────────────────────────────────
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The forward engine. Raises EngineError where the model cannot be run."""
+        for weight in self.registry.values():
+            _ = weight.stored  # raises where there is only a config.json
+        return Engine(self.registry)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises EngineError where there is none, FormatError where it is broken."""
+        path = self.checkpoint.tokenizer_path
+        if path is None:
+            raise EngineError(
+                f"{self.checkpoint.folder}: no tokenizer.json, so text cannot be read; give token ids instead"
+            )
+        return Tokenizer(path)
+
+    def ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """The token ids of a text; ids are given back as they are."""
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | Array) -> Array:
+        """Logits of the next token at every position: [tokens, vocab], or [batch, tokens, vocab]."""
+        array = self.engine.ids(ids)
+        logits = self.engine.logits(array)
+        return logits if _is_batch(ids) else logits[0]
+
+    def next_tokens(self, prompt: str | Sequence[int], most: int = 10) -> list[Token]:
+        """The likeliest next tokens after a prompt, likeliest first."""
+        return self._table(self.logits(self._prompt_ids(prompt))[-1], most)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 40,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Continue a prompt: text for a text, ids for ids, the prompt included."""
+        ids = self._prompt_ids(prompt)
+        ids += [token for token, _ in self.stream(ids, max_tokens, Sampling(temperature, top_k, seed))]
+        return self.tokenizer.decode(ids) if isinstance(prompt, str) else ids
+
+    def stream(
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[tuple[int, Array]]:
+        """The ids that follow a prompt, one by one, each with the logits [vocab] it was chosen from."""
+        return generate(self.engine, ids, max_tokens, sampling)
+
+    def token_text(self, token_id: int) -> str:
+        """How a token reads; its number in brackets where there is no tokenizer."""
+        try:
+            return self.tokenizer.token(token_id)
+        except EngineError:
+            return f"<{token_id}>"
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        _ = self.engine  # that the model cannot be run at all is said first
+        ids = self.ids(prompt)
+        if not ids:
+            raise EngineError("the prompt is empty: give at least one token")
+        return ids
+
+    def _table(self, logits: Array, most: int) -> list[Token]:
+        probabilities = softmax(logits)
+        order = (-logits).argsort(kind="stable")[:most]
+        return [
+            Token(self.token_text(int(i)), int(i), float(logits[i]), float(probabilities[i])) for i in order
+        ]
+
+
+def _is_batch(ids: Any) -> bool:
+    return getattr(ids, "ndim", 0) == 2 or (
+        not hasattr(ids, "ndim") and len(ids) > 0 and hasattr(ids[0], "__len__")
+    )
+
+
+def open_model(path: str | Path) -> Model:
+    """Open a model: a file, a folder, an index, a config.json, or `demo`. Only headers are read.
+
+    Raises FormatError or ConfigError, one clear line, where it cannot be opened.
+    """
+    folder = DEMO_FOLDERS.get(str(path))
+    if folder is not None:
+        path = Path(__file__).parent / DEMO / folder
+    checkpoint = open_checkpoint(path)
+    return Model(checkpoint, open_registry(checkpoint))
+
+
+def diff(a: Model, b: Model, *, executor: Executor | None = None, progress: Progress | None = None) -> Diff:
+    """What differs between two models, weight by weight: by address where both have roles, else by name."""
+    return _diff(a.registry, b.registry, executor=executor, progress=progress)
+
+
+def measure(
+    a: Model,
+    b: Model,
+    texts: Sequence[str] = (),
+    *,
+    ids: Sequence[Sequence[int]] = (),
+    progress: Progress | None = None,
+) -> Effect:
+    """Run two models on the same texts (or token ids) and compare what they predict.
+
+    Texts are read with the tokenizer of `a`. Raises EngineError where there is nothing to compare.
+    """
+    engines = a.engine, b.engine
+    sequences = [*(a.ids(text) for text in texts), *(list(sequence) for sequence in ids)]
+    return _measure(*engines, sequences, progress=progress)

@@ -1,0 +1,216 @@
+"""Save: a new checkpoint beside the old one, whole or not at all.
+
+Everything is written into a temporary folder next to the destination, synced, and renamed into place.
+Shards that no edit touches are hardlinked (copied where links cannot be made); of a changed shard a
+copy is made and the changed ranges rewritten in it. The source is only read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightkit.checkpoint import Checkpoint
+from weightkit.errors import SaveError
+from weightkit.formats import WEIGHTS
+from weightkit.formats.safetensors import SUFFIX, ShardFile
+from weightkit.registry import Registry
+from weightkit.surgery.overlay import Overlay, overlays
+
+MOST_COPIED = 256 << 20  # of one file beside the weights; what is larger is not part of a model
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What edits select in one tensor of the files."""
+
+    name: str
+    addresses: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int  # selected, by all edits; those selected twice count twice
+    shard: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What saving an edited model would do."""
+
+    tensors: list[TensorPlan]
+    rewritten: dict[str, int]  # shards to copy and change, with their bytes
+    linked: dict[str, int]  # shards to hardlink
+
+    @property
+    def elements(self) -> int:
+        """Elements that the edits select."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+
+def plan(checkpoint: Checkpoint, registry: Registry) -> Plan:
+    """What the edits of a registry touch. Reads no weights."""
+    changed = overlays(registry)
+    home = {name: shard for shard in checkpoint.shards for name in shard.tensors}
+    tensors = [
+        TensorPlan(
+            name,
+            tuple(dict.fromkeys(change.selection.address for change in overlay.changes)),
+            overlay.dtype.name,
+            overlay.shape,
+            sum(change.selection.size for change in overlay.changes),
+            home[name].name,
+        )
+        for name, overlay in changed.items()
+    ]
+    touched = {home[name].name for name in changed}
+    sizes = {shard.name: shard.path.stat().st_size for shard in checkpoint.shards}
+    return Plan(
+        tensors,
+        {name: size for name, size in sizes.items() if name in touched},
+        {name: size for name, size in sizes.items() if name not in touched},
+    )
+
+
+def save(checkpoint: Checkpoint, registry: Registry, out: str | Path, *, force: bool = False) -> Path:
+    """Write an edited model to `out` and return its path.
+
+    `out` is a folder, or a file where it ends in .safetensors and the model is one file. Raises
+    SaveError where it exists (unless `force`), where it lies in the source, or where writing fails;
+    the destination is then as it was.
+    """
+    out = Path(out)
+    _require_free(checkpoint, out, force)
+    changed = overlays(registry)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(out) as scratch:
+            if out.suffix == SUFFIX:
+                new = scratch / out.name
+                _write_shard(checkpoint.shards[0], changed, new)
+            else:
+                new = scratch / "new"
+                new.mkdir()
+                _write_folder(checkpoint, changed, new)
+            _put(new, out, scratch)
+    except OSError as error:
+        raise SaveError(
+            f"{out}: not written: {error.strerror or error}; the destination is as it was"
+        ) from None
+    return out
+
+
+def _require_free(checkpoint: Checkpoint, out: Path, force: bool) -> None:
+    if not checkpoint.shards:
+        raise SaveError(f"{checkpoint.path}: only a config.json was opened; there are no weights to save")
+    if out.suffix == SUFFIX and len(checkpoint.shards) > 1:
+        raise SaveError(f"{out}: the model has {len(checkpoint.shards)} files; name a folder to save it in")
+    try:
+        exists = out.is_symlink() or out.exists()
+        real, source = out.resolve(), checkpoint.folder.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SaveError(f"{out}: cannot be written to: {error}") from None
+    if exists and not force:
+        raise SaveError(f"{out}: exists already; choose another place, or --force to replace it")
+    if exists and out.is_dir() != (out.suffix != SUFFIX):
+        raise SaveError(
+            f"{out}: exists, and is not a {'folder' if out.is_file() else 'file'}; choose another place"
+        )
+    if source in real.parents and out.suffix != SUFFIX:
+        raise SaveError(
+            f"{out}: lies inside the model that is edited; choose a place outside {checkpoint.folder}"
+        )
+    if real in (source, *source.parents) and exists and real != source:
+        raise SaveError(f"{out}: holds the model that is edited; choose another place")
+    if not real.parent.exists() and not os.access(_existing(real.parent), os.W_OK):
+        raise SaveError(f"{out}: {_existing(real.parent)} cannot be written to")
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """A scratch folder on the destination's file system, gone afterwards whatever happens."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_folder(checkpoint: Checkpoint, changed: dict[str, Overlay], new: Path) -> None:
+    for shard in checkpoint.shards:
+        target = new / shard.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if changed.keys() & shard.tensors.keys():
+            _write_shard(shard, changed, target)
+        else:
+            _link(shard.path, target)
+    for path in _companions(checkpoint):
+        shutil.copy2(path, new / path.name)
+        _sync(new / path.name)
+    _sync(new)
+
+
+def _companions(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The files beside the weights that belong to the model: config, tokenizer, index, licence, …"""
+    ours = {shard.name for shard in checkpoint.shards}
+    single = not checkpoint.whole and checkpoint.index is None
+    for path in sorted(checkpoint.folder.iterdir()):
+        weights = path.name in ours or path.name.endswith(WEIGHTS)
+        if weights or path.name.startswith(".") or not path.is_file() or path.stat().st_size > MOST_COPIED:
+            continue
+        if single and path.name.endswith(".index.json"):
+            continue  # one shard was opened by itself; its index tells of others
+        yield path
+
+
+def _write_shard(shard: ShardFile, changed: dict[str, Overlay], target: Path) -> None:
+    """Copy a shard and rewrite in the copy the ranges that edits touch."""
+    shutil.copyfile(shard.path, target)
+    shutil.copymode(shard.path, target)
+    os.chmod(target, target.stat().st_mode | 0o200)
+    with open(target, "r+b") as file:
+        for name in changed.keys() & shard.tensors.keys():
+            overlay, tensor = changed[name], shard.tensors[name]
+            for start, stop in overlay.changed_tiles():
+                file.seek(tensor.offset + tensor.dtype.nbytes(start))
+                file.write(overlay.read(start, stop).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+        _sync(target)
+
+
+def _put(new: Path, out: Path, scratch: Path) -> None:
+    """Rename into place. What was there is set aside first and put back if that fails."""
+    if out.is_dir() and not out.is_symlink():
+        aside = scratch / "old"
+        os.rename(out, aside)
+        try:
+            os.rename(new, out)
+        except OSError:
+            os.rename(aside, out)
+            raise
+    else:
+        os.replace(new, out)
+    _sync(out.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

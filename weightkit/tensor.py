@@ -1,0 +1,159 @@
+"""Tensor: a lazy, read-only handle on one named array in a file, read in blocks."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from weightkit.dtypes import Array, DType
+from weightkit.errors import FormatError
+
+Region = tuple[slice, ...]  # one slice per dimension: start, stop and a positive step, all given
+
+BLOCK = 1 << 20  # elements that are read, widened or counted at a time
+
+
+class Source(Protocol):
+    """What holds the stored elements of one array: bytes in a file, or those bytes edited."""
+
+    @property
+    def name(self) -> str:
+        """The name in the file."""
+        ...
+
+    @property
+    def dtype(self) -> DType:
+        """The element type in the file."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in the file."""
+        ...
+
+    def read(self, start: int, stop: int) -> Array:
+        """Stored elements `start` to `stop` of the flattened array, as a new array."""
+        ...
+
+    def mapped(self) -> Array:
+        """All stored elements, in the array's shape, copied only where they have to be."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One array of a checkpoint file. Nothing is read until it is asked for.
+
+    It pickles as what it is (file, offset, dtype, shape) and reopens where it lands.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    path: Path
+    offset: int  # in the file, of the first byte
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.dtype.nbytes(self.size)
+
+    def read(self, start: int, stop: int) -> Array:
+        """Stored elements `start` to `stop` of the flattened array, read from the file."""
+        group = self.dtype.group
+        first, last = start // group * group, -(-stop // group) * group
+        wanted = self.dtype.nbytes(last - first)
+        raw = np.empty(wanted, np.uint8)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset + self.dtype.nbytes(first))
+            view, done = raw.data, 0
+            while done < wanted:  # one read returns at most 2 GiB
+                got = file.readinto(view[done:])
+                if not got:
+                    raise FormatError(f"{self.path}: the file became shorter while {self.name!r} was read")
+                done += got
+        return self.dtype.unpack(raw)[start - first : stop - first]
+
+    def mapped(self) -> Array:
+        """All stored elements on the memory map, read-only; unpacked if smaller than a byte."""
+        if not self.size:
+            return np.empty(self.shape, self.dtype.stored)
+        file = _map(self.path, os.stat(self.path).st_mtime_ns)
+        if file.size < self.offset + self.nbytes:
+            raise FormatError(f"{self.path}: the file became shorter after it was opened")
+        raw = file[self.offset : self.offset + self.nbytes]
+        if self.dtype.bits < 8:
+            return self.dtype.unpack(raw).reshape(self.shape)
+        return np.ndarray(self.shape, self.dtype.stored, buffer=raw)
+
+
+@functools.lru_cache(maxsize=256)
+def _map(path: Path, _modified: int) -> np.memmap[tuple[int], np.dtype[np.uint8]]:
+    return np.memmap(path, np.uint8, mode="r")
+
+
+def whole(shape: tuple[int, ...]) -> Region:
+    """The region that covers all of an array of this shape."""
+    return tuple(slice(0, n, 1) for n in shape)
+
+
+def region_shape(region: Region) -> tuple[int, ...]:
+    """The shape of what a region selects."""
+    return tuple(len(range(s.start, s.stop, s.step)) for s in region)
+
+
+def region_size(region: Region) -> int:
+    """The number of elements that a region selects."""
+    return math.prod(region_shape(region))
+
+
+def tiles(shape: tuple[int, ...], most: int = BLOCK) -> Iterator[Region]:
+    """Regions that cover an array in storage order, each contiguous, each of at most `most` elements."""
+    if 0 in shape:
+        return
+    axis = 0  # the first axis of which a tile can hold more than one index
+    while axis < len(shape) - 1 and math.prod(shape[axis + 1 :]) > most:
+        axis += 1
+    step = max(1, most // max(1, math.prod(shape[axis + 1 :])))
+    starts = range(0, shape[axis], step) if shape else range(1)
+    for index in itertools.product(*map(range, shape[:axis])):
+        for start in starts:
+            yield (
+                *(slice(i, i + 1, 1) for i in index),
+                *(slice(start, min(start + step, n), 1) for n in shape[axis : axis + 1]),
+                *(slice(0, n, 1) for n in shape[axis + 1 :]),
+            )
+
+
+def read_region(source: Source, region: Region) -> Array:
+    """The stored elements of a rectangle of `source`, as a new array of the region's shape.
+
+    Reads the rows (indices of the first axis) that the region touches, a block of them at a time.
+    """
+    shape = source.shape
+    if not shape:
+        return source.read(0, 1).reshape(())
+    row = math.prod(shape[1:])
+    rows = range(region[0].start, region[0].stop, region[0].step)
+    if region[1:] == whole(shape[1:]) and rows.step == 1:
+        return source.read(rows.start * row, rows.stop * row).reshape(len(rows), *shape[1:])
+    result = np.empty(region_shape(region), source.dtype.stored)
+    per_read = max(1, BLOCK // max(1, row * rows.step))
+    for done in range(0, len(rows), per_read):
+        part = rows[done : done + per_read]
+        block = source.read(part[0] * row, (part[-1] + 1) * row).reshape(-1, *shape[1:])
+        result[done : done + len(part)] = block[(slice(None, None, rows.step), *region[1:])]
+    return result
