@@ -70,9 +70,7 @@ def parse(text: str) -> Address:
     return Address(_canonical(segments), index)
 
 
-def path_matches(
-    pattern: tuple[Segment, ...], path: tuple[Segment, ...], is_weight: Callable[[int], bool]
-) -> bool:
+def path_matches(pattern: tuple[Segment, ...], path: tuple[Segment, ...], is_weight: Callable[[int], bool]) -> bool:
     """Whether the address `path` of a weight is, or lies below, what `pattern` names.
 
     `is_weight(n)` tells whether the first n segments of `path` are themselves the address of a
@@ -116,9 +114,7 @@ def _parse_segment(part: str, text: str) -> Segment:
     if re.fullmatch(r"[A-Za-z_*][\w*-]*", part):
         return part
     what = f"cannot read {part!r}" if part else "an empty part"
-    raise AddressError(
-        f"{text!r}: {what}; parts are names, numbers, * or ranges such as 3:6, with dots between"
-    )
+    raise AddressError(f"{text!r}: {what}; parts are names, numbers, * or ranges such as 3:6, with dots between")
 
 
 def _parse_name(text: str) -> Address:
@@ -234,8 +230,7 @@ def _below(parent: str, group: dict[str, str], other: dict[str, str]) -> dict[st
     """`layers.3.down` for `layers.3.ffn.down`, where only one of attention and FFN knows the name."""
     taken = _table(other)
     return {
-        f"{parent}.{key}": " ".join(a for a in (key, *names.split()) if a not in taken)
-        for key, names in group.items()
+        f"{parent}.{key}": " ".join(a for a in (key, *names.split()) if a not in taken) for key, names in group.items()
     }
 
 

@@ -130,9 +130,7 @@ def _open_index(path: Path, folder: Path, *, opened: Path | None = None, whole: 
     for name, shard in weight_map.items():
         _require_plain_name(shard, f"{path}: tensor {name!r}")
     shards = {name: _open_shard(path, folder, name) for name in dict.fromkeys(weight_map.values())}
-    checkpoint = _collect(
-        opened or path, folder, list(shards.values()), index=index, index_path=path, whole=whole
-    )
+    checkpoint = _collect(opened or path, folder, list(shards.values()), index=index, index_path=path, whole=whole)
     for name, shard in weight_map.items():
         tensor = checkpoint.tensors.get(name)
         if tensor is None:
@@ -155,9 +153,7 @@ def _require_plain_name(shard: Any, where: str) -> None:
 
 def _open_shard(index: Path, folder: Path, name: str) -> ShardFile:
     if not (folder / name).exists():
-        raise FormatError(
-            f"{index}: names the shard {name!r}, which is not there: the download is incomplete"
-        )
+        raise FormatError(f"{index}: names the shard {name!r}, which is not there: the download is incomplete")
     return _open_part(folder, name)
 
 

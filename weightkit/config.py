@@ -16,90 +16,25 @@ RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 # transformers' ACT2FN; the engine says which of them it computes.
 ACTIVATIONS = frozenset(
-    [
-        "gelu",
-        "gelu_10",
-        "gelu_fast",
-        "gelu_new",
-        "gelu_python",
-        "gelu_pytorch_tanh",
-        "gelu_python_tanh",
-        "gelu_accurate",
-        "hardswish",
-        "laplace",
-        "leaky_relu",
-        "linear",
-        "mish",
-        "quick_gelu",
-        "relu",
-        "relu2",
-        "relu6",
-        "sigmoid",
-        "silu",
-        "sqrtsoftplus",
-        "swish",
-        "tanh",
-        "prelu",
-        "xielu",
-    ]
+    """
+    gelu gelu_10 gelu_fast gelu_new gelu_python gelu_pytorch_tanh gelu_python_tanh gelu_accurate
+    hardswish laplace leaky_relu linear mish quick_gelu relu relu2 relu6 sigmoid silu sqrtsoftplus
+    swish tanh prelu xielu
+    """.split()
 )
 DTYPE_NAMES = frozenset(
-    [
-        "auto",
-        "float64",
-        "float32",
-        "float16",
-        "bfloat16",
-        "half",
-        "double",
-        "float",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "float8_e4m3fnuz",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-        "int8",
-        "uint8",
-    ]
+    """
+    auto float64 float32 float16 bfloat16 half double float float8_e4m3fn float8_e5m2
+    float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu int8 uint8
+    """.split()
 )
 QUANTIZATIONS = frozenset(
-    [
-        "aqlm",
-        "auto-round",
-        "auto_round",
-        "autoround",
-        "awq",
-        "bitnet",
-        "bitsandbytes",
-        "bitsandbytes_4bit",
-        "bitsandbytes_8bit",
-        "compressed-tensors",
-        "eetq",
-        "exl2",
-        "exl3",
-        "fbgemm_fp8",
-        "finegrained_fp8",
-        "fouroversix",
-        "fp8",
-        "fp_quant",
-        "gptq",
-        "gptq_marlin",
-        "higgs",
-        "hqq",
-        "humming",
-        "intel_auto_round",
-        "marlin",
-        "metal",
-        "mlx",
-        "modelopt",
-        "mxfp4",
-        "quanto",
-        "quark",
-        "sinq",
-        "spqr",
-        "torchao",
-        "vptq",
-    ]
+    """
+    aqlm auto-round auto_round autoround awq bitnet bitsandbytes bitsandbytes_4bit bitsandbytes_8bit
+    compressed-tensors eetq exl2 exl3 fbgemm_fp8 finegrained_fp8 fouroversix fp8 fp_quant gptq
+    gptq_marlin higgs hqq humming intel_auto_round marlin metal mlx modelopt mxfp4 quanto quark sinq
+    spqr torchao vptq
+    """.split()
 )
 
 MOST_LAYERS = 10_000
@@ -183,9 +118,7 @@ class Defaults:
 DEFAULTS: dict[str, Defaults] = {
     "llama": Defaults(qkv_bias="attention_bias", output_bias="attention_bias", ffn_bias="mlp_bias"),
     "mistral": Defaults(positions=131_072, kv_heads=8, sliding_window=4096),
-    "qwen2": Defaults(
-        positions=32_768, kv_heads=32, sliding_window=4096, use_sliding_window=False, qkv_bias=True
-    ),
+    "qwen2": Defaults(positions=32_768, kv_heads=32, sliding_window=4096, use_sliding_window=False, qkv_bias=True),
     "qwen3": Defaults(
         positions=32_768,
         kv_heads=32,
@@ -297,9 +230,7 @@ def normalise(values: Mapping[str, Any], where: str) -> Config:
     layers = read.size("num_hidden_layers", "n_layer", most=MOST_LAYERS)
     heads = read.size("num_attention_heads", "n_head")
     explicit_null = "num_key_value_heads" in values
-    kv_heads = read.size(
-        "num_key_value_heads", default=heads if explicit_null else defaults.kv_heads or heads
-    )
+    kv_heads = read.size("num_key_value_heads", default=heads if explicit_null else defaults.kv_heads or heads)
     head_dim = read.size("head_dim", default=defaults.head_dim or width // heads)
     if head_dim * heads != width and values.get("head_dim") is None and defaults.head_dim is None:
         raise read.fail(f"hidden_size {width} is not a multiple of num_attention_heads {heads}")

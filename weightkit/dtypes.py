@@ -93,9 +93,7 @@ class DType:
         with np.errstate(over="ignore", invalid="ignore"):
             if self.name == "BF16":
                 bits = _odd_float32(values).view(np.uint32)
-                nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(
-                    16
-                )
+                nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
                 quiet = (bits >> np.uint32(16)) | np.uint32(0x40)  # rounding must not turn NaN into inf
                 return np.where(np.isnan(values), quiet, nearest).astype(np.uint16)
             if self.table:

@@ -39,9 +39,7 @@ class Moments:
         mean = np.sum(w * x) / count
         d = x - mean
         d2 = d * d
-        return cls(
-            count, float(mean), float(np.sum(w * d2)), float(np.sum(w * d2 * d)), float(np.sum(w * d2 * d2))
-        )
+        return cls(count, float(mean), float(np.sum(w * d2)), float(np.sum(w * d2 * d)), float(np.sum(w * d2 * d2)))
 
     def __add__(self, other: Moments) -> Moments:
         n = self.count + other.count

@@ -95,9 +95,7 @@ class Model:
         found = self.select(address)
         if len(found) > 1:
             names = one_line((s.address for s in found), most=3)
-            raise AddressError(
-                f"{address}: names {len(found):,} weights ({names}); use select for all of them"
-            )
+            raise AddressError(f"{address}: names {len(found):,} weights ({names}); use select for all of them")
         return found[0] if found[0].index else found[0].weight
 
     def select(self, address: str | None = None) -> list[Selection]:
@@ -242,15 +240,11 @@ class Model:
     def _table(self, logits: Array, most: int) -> list[Token]:
         probabilities = softmax(logits)
         order = (-logits).argsort(kind="stable")[:most]
-        return [
-            Token(self.token_text(int(i)), int(i), float(logits[i]), float(probabilities[i])) for i in order
-        ]
+        return [Token(self.token_text(int(i)), int(i), float(logits[i]), float(probabilities[i])) for i in order]
 
 
 def _is_batch(ids: Any) -> bool:
-    return getattr(ids, "ndim", 0) == 2 or (
-        not hasattr(ids, "ndim") and len(ids) > 0 and hasattr(ids[0], "__len__")
-    )
+    return getattr(ids, "ndim", 0) == 2 or (not hasattr(ids, "ndim") and len(ids) > 0 and hasattr(ids[0], "__len__"))
 
 
 def open_model(path: str | Path) -> Model:

@@ -83,9 +83,7 @@ class Weight:
     @property
     def writes_residual(self) -> bool:
         """Whether its output is added to the residual stream."""
-        return self.role in (Role.EMBEDDING, Role.POSITION) or (
-            len(self.axes) == 2 and self.axes[0].name == "residual"
-        )
+        return self.role in (Role.EMBEDDING, Role.POSITION) or (len(self.axes) == 2 and self.axes[0].name == "residual")
 
     def array(self) -> Array:
         """The numbers as float32, [out, in]; on the memory map itself where the file has float32."""
@@ -215,9 +213,7 @@ class Registry(Mapping[str, Weight]):
         """The same registry with the tensors of these names read from elsewhere."""
 
         def moved(weights: Mapping[str, Weight]) -> dict[str, Weight]:
-            return {
-                k: replace(w, source=sources[w.name]) if w.name in sources else w for k, w in weights.items()
-            }
+            return {k: replace(w, source=sources[w.name]) if w.name in sources else w for k, w in weights.items()}
 
         return Registry(
             moved(self._weights),
@@ -290,9 +286,7 @@ class Registry(Mapping[str, Weight]):
         text = str(replace(address, index=()))
         if text in self.by_name:
             return f"{address}: is a name in the file, not an address; write name:{text}"
-        candidates = {
-            ".".join(key.split(".")[:n]) for key in self._weights for n in range(1, key.count(".") + 2)
-        }
+        candidates = {".".join(key.split(".")[:n]) for key in self._weights for n in range(1, key.count(".") + 2)}
         return f"{address}: nothing in this model has this address{nearest(text, sorted(candidates))}"
 
 
@@ -315,9 +309,7 @@ def _span(axis: Axis, item: Index, address: Address, token_id: TokenId | None) -
     at = item.at
     if isinstance(at, str):
         if item.axis != "token" or token_id is None:
-            raise AddressError(
-                f"{address}: {at!r} cannot be an index here; text names a token, as in [token={item}]"
-            )
+            raise AddressError(f"{address}: {at!r} cannot be an index here; text names a token, as in [token={item}]")
         at = token_id(at)
     if isinstance(at, int):
         if not -axis.count <= at < axis.count:
@@ -407,14 +399,10 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
     if config.tied and "lm_head" in weights:  # the file has its own all the same, and it is what counts
         weights["lm_head"] = replace(weights["lm_head"], tied_to="embed")
     elif config.tied:
-        weights["lm_head"] = replace(
-            weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True
-        )
+        weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
     patterns = [re.compile(pattern) for pattern in architecture.ignored]
     ignored = tuple(name for name in checkpoint.tensors if any(p.search(name) for p in patterns))
-    return Registry(
-        weights, unnamed(checkpoint.tensors), architecture=architecture, config=config, ignored=ignored
-    )
+    return Registry(weights, unnamed(checkpoint.tensors), architecture=architecture, config=config, ignored=ignored)
 
 
 def _expand(architecture: Architecture, config: Config) -> Iterator[tuple[Slot, int | None]]:

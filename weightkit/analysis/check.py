@@ -90,9 +90,7 @@ def _index(checkpoint: Checkpoint) -> Iterator[Fault]:
     metadata = index.get("metadata")
     declared = metadata.get("total_size") if isinstance(metadata, dict) else None
     if declared is not None and declared != checkpoint.nbytes:
-        yield Fault(
-            "index", where, f"total_size is {declared!r}, the tensors take {checkpoint.nbytes:,} bytes"
-        )
+        yield Fault("index", where, f"total_size is {declared!r}, the tensors take {checkpoint.nbytes:,} bytes")
     for name in checkpoint.tensors:
         if name not in index["weight_map"]:
             yield Fault("index", where, f"does not list tensor {name!r}, which a shard holds")
@@ -101,17 +99,13 @@ def _index(checkpoint: Checkpoint) -> Iterator[Fault]:
 def _roles(checkpoint: Checkpoint, registry: Registry) -> Iterator[Fault]:
     if registry.config is None:
         if checkpoint.config is not None:  # a config that nothing was checked against is not a sound one
-            yield Fault(
-                "config", "config.json", f"cannot be checked against the weights: {registry.notes[0]}"
-            )
+            yield Fault("config", "config.json", f"cannot be checked against the weights: {registry.notes[0]}")
         return
     for name in registry.unclaimed:
         yield Fault("tensors", name, f"is not part of a {registry.config.model_type} model of this config")
     head = registry.get("lm_head")
     if head is None:
-        yield Fault(
-            "tensors", "lm_head", "is not in the files, and the config does not tie it to the embedding"
-        )
+        yield Fault("tensors", "lm_head", "is not in the files, and the config does not tie it to the embedding")
     elif head.tied_to and head.source is not None and compare(registry[head.tied_to], head) is not None:
         yield Fault("config", "lm_head", f"tied to {head.tied_to} by the config, but different in the files")
 

@@ -57,16 +57,12 @@ class Diff:
         return pd.DataFrame(self.changed, columns=list(Changed.__dataclass_fields__))
 
 
-def diff(
-    a: Registry, b: Registry, *, executor: Executor | None = None, progress: Progress | None = None
-) -> Diff:
+def diff(a: Registry, b: Registry, *, executor: Executor | None = None, progress: Progress | None = None) -> Diff:
     """Compare two models. Numbers are over pairs of finite values; sums are in float64."""
     by_address = a.architecture is not None and b.architecture is not None
     mine, theirs = (dict(r) if by_address else r.by_name for r in (a, b))
     both = [k for k, w in mine.items() if k in theirs and not (w.alias and theirs[k].alias)]
-    rows = list(
-        in_order(_compare_pair, [(mine[k], theirs[k]) for k in both], executor=executor, progress=progress)
-    )
+    rows = list(in_order(_compare_pair, [(mine[k], theirs[k]) for k in both], executor=executor, progress=progress))
     changed = [row for row in rows if row is not None]
     return Diff(
         changed=changed,
@@ -86,13 +82,9 @@ def compare(a: Weight, b: Weight) -> Changed | None:
     same_type = a.dtype == b.dtype
     if a.shape == b.shape and same_type and (_same_place(a, b) or _same_bits(a, b)):
         return None
-    row = functools.partial(
-        Changed, a.address, a.name, dtypes=(a.dtype.name, b.dtype.name), shapes=(a.shape, b.shape)
-    )
+    row = functools.partial(Changed, a.address, a.name, dtypes=(a.dtype.name, b.dtype.name), shapes=(a.shape, b.shape))
     if a.shape != b.shape:
-        return row(
-            l2=math.nan, relative_l2=math.nan, max_abs=math.nan, cosine=math.nan, changed_fraction=math.nan
-        )
+        return row(l2=math.nan, relative_l2=math.nan, max_abs=math.nan, cosine=math.nan, changed_fraction=math.nan)
     sums = _Sums()
     for region, x in Selection(a, whole(a.shape)).blocks():
         y = b.read(region)

@@ -119,7 +119,5 @@ def _formula(weights: list[Weight]) -> str:
     terms = []
     for shape, times in shapes.items():
         product = " × ".join(f"{n:,}" for n in shape) or "1"
-        terms.append(
-            product if times == 1 else f"{times} × {product}" if len(shape) < 2 else f"{times} × ({product})"
-        )
+        terms.append(product if times == 1 else f"{times} × {product}" if len(shape) < 2 else f"{times} × ({product})")
     return " + ".join(terms)

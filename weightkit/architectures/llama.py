@@ -20,9 +20,7 @@ _QK_NORM = (
 )
 _REST = (
     Slot("layers.{layer}.attn.o", _ATTENTION + "o_proj", Role.O, ("residual", "head"), bias="output_bias"),
-    Slot(
-        "layers.{layer}.ffn.norm", "{prefix}layers.{layer}.post_attention_layernorm", Role.NORM, ("residual",)
-    ),
+    Slot("layers.{layer}.ffn.norm", "{prefix}layers.{layer}.post_attention_layernorm", Role.NORM, ("residual",)),
     Slot("layers.{layer}.ffn.gate", _MLP + "gate_proj", Role.GATE, ("neuron", "residual"), bias="ffn_bias"),
     Slot("layers.{layer}.ffn.up", _MLP + "up_proj", Role.UP, ("neuron", "residual"), bias="ffn_bias"),
     Slot("layers.{layer}.ffn.down", _MLP + "down_proj", Role.DOWN, ("residual", "neuron"), bias="ffn_bias"),

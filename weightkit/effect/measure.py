@@ -43,9 +43,7 @@ def _exp(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def measure(
-    a: Engine, b: Engine, sequences: Iterable[Sequence[int]], progress: Progress | None = None
-) -> Effect:
+def measure(a: Engine, b: Engine, sequences: Iterable[Sequence[int]], progress: Progress | None = None) -> Effect:
     """Run both engines over sequences of token ids and compare what they predict.
 
     Long sequences are cut into windows. Raises EngineError where there is nothing to predict, or

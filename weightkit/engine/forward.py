@@ -54,13 +54,10 @@ class Engine:
         self.config: Config = registry.config
         if "lm_head" not in registry:
             raise EngineError(
-                "this model cannot be run: lm_head is not in the files, and the config does not tie it "
-                "to the embedding"
+                "this model cannot be run: lm_head is not in the files, and the config does not tie it to the embedding"
             )
         if self.config.activation not in ACTIVATIONS:
-            raise EngineError(
-                f"this model cannot be run: the engine has no activation {self.config.activation!r}"
-            )
+            raise EngineError(f"this model cannot be run: the engine has no activation {self.config.activation!r}")
         if self.config.cross_attention:
             raise EngineError("this model cannot be run: it attends to an encoder that is not here")
         self.activation = ACTIVATIONS[self.config.activation]
@@ -77,9 +74,7 @@ class Engine:
         array = np.atleast_2d(array)
         wrong = array[(array < 0) | (array >= self.config.vocab)]
         if wrong.size:
-            raise EngineError(
-                f"id {wrong[0]} is not in the vocabulary, which goes from 0 to {self.config.vocab - 1}"
-            )
+            raise EngineError(f"id {wrong[0]} is not in the vocabulary, which goes from 0 to {self.config.vocab - 1}")
         return array.astype(np.int64)
 
     def logits(self, ids: Any, cache: Cache | None = None, residuals: list[F32] | None = None) -> F32:
@@ -149,11 +144,7 @@ class Engine:
 
     def _feed_forward(self, x: F32, at: str) -> F32:  # [b, t, width] -> [b, t, width]
         up = self._linear(x, f"{at}.up")
-        inner = (
-            self.activation(self._linear(x, f"{at}.gate")) * up
-            if self.architecture.gated
-            else self.activation(up)
-        )
+        inner = self.activation(self._linear(x, f"{at}.gate")) * up if self.architecture.gated else self.activation(up)
         return self._linear(inner, f"{at}.down")
 
     def _linear(self, x: F32, address: str) -> F32:

@@ -41,10 +41,7 @@ def generate(
     cache = Cache()
     following = engine.ids(ids)
     for _ in range(tokens):
-        if (
-            engine.architecture.positions == "learned"
-            and len(cache) + following.shape[1] > engine.config.positions
-        ):
+        if engine.architecture.positions == "learned" and len(cache) + following.shape[1] > engine.config.positions:
             if not len(cache):
                 engine.logits(following, cache)  # raises: the prompt itself is too long
             return
@@ -64,6 +61,4 @@ def choose(logits: F32, sampling: Sampling, random: np.random.Generator) -> int:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")[: sampling.top_k]
     p = softmax(logits[order] / np.float32(sampling.temperature)).astype(np.float64)
-    return int(
-        order[np.searchsorted(np.cumsum(p) / p.sum(), random.random(), side="right").clip(max=len(order) - 1)]
-    )
+    return int(order[np.searchsorted(np.cumsum(p) / p.sum(), random.random(), side="right").clip(max=len(order) - 1)])

@@ -14,9 +14,7 @@ from weightkit.config import Config, Rope
 from weightkit.engine.functions import F32
 
 
-def rotation(
-    config: Config, length: int, start: int = 0
-) -> tuple[F32, F32]:  # -> [length - start, rotated / 2] twice
+def rotation(config: Config, length: int, start: int = 0) -> tuple[F32, F32]:  # -> [length - start, rotated / 2] twice
     """Cosines and sines of the positions `start` to `length` of a sequence of `length` tokens."""
     frequencies, factor = inverse_frequencies(config.rope, config.head_dim, config.positions, length)
     angles = np.arange(start, length)[:, None] * frequencies  # [t, rotated / 2]
@@ -39,9 +37,7 @@ def depends_on_length(rope: Rope, positions: int, length: int) -> float:
     return 0.0
 
 
-def inverse_frequencies(
-    rope: Rope, head_dim: int, positions: int, length: int
-) -> tuple[NDArray[np.float64], float]:
+def inverse_frequencies(rope: Rope, head_dim: int, positions: int, length: int) -> tuple[NDArray[np.float64], float]:
     """Radians per position of each rotated pair, and a factor on cosine and sine."""
     dim = int(head_dim * rope.partial)
     base = rope.theta ** (np.arange(0, dim, 2) / dim)  # [rotated / 2]
@@ -81,9 +77,7 @@ def _llama3(rope: Rope, inverse: NDArray[np.float64]) -> NDArray[np.float64]:
     return (1 - blend) * inverse / _factor(rope) + blend * inverse
 
 
-def _yarn(
-    rope: Rope, base: NDArray[np.float64], dim: int, positions: int
-) -> tuple[NDArray[np.float64], float]:
+def _yarn(rope: Rope, base: NDArray[np.float64], dim: int, positions: int) -> tuple[NDArray[np.float64], float]:
     """Interpolated below one number of turns, kept above another, ramped between.
 
     Source: Peng et al., "YaRN", arXiv:2309.00071, section 3.2 to 3.4.
@@ -110,9 +104,7 @@ def _mscale(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _longrope(
-    rope: Rope, base: NDArray[np.float64], positions: int, length: int
-) -> tuple[NDArray[np.float64], float]:
+def _longrope(rope: Rope, base: NDArray[np.float64], positions: int, length: int) -> tuple[NDArray[np.float64], float]:
     """A factor per pair, one set for short sequences and one for long. Source: arXiv:2402.13753."""
     original = rope.original_positions
     factors = rope.long_factor if length > original else rope.short_factor

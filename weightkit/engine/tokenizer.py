@@ -76,8 +76,6 @@ def _require_sane(raw: bytes, path: Path) -> None:
     if isinstance(vocab, dict):
         ids = list(vocab.values())
         if not all(type(i) is int and 0 <= i < 1 << 32 for i in ids):
-            raise FormatError(
-                f"{path}: its vocabulary has an id that is not a whole number from 0 to 2³² - 1"
-            )
+            raise FormatError(f"{path}: its vocabulary has an id that is not a whole number from 0 to 2³² - 1")
         if len(set(ids)) != len(ids):
             raise FormatError(f"{path}: its vocabulary gives one id to two tokens")

@@ -104,9 +104,7 @@ def _require_gapless(tensors: dict[str, Tensor], path: Path, data: int, size: in
     end = data
     for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != end:
-            kind = (
-                "overlaps another" if tensor.offset < end else f"follows {tensor.offset - end:,} unused bytes"
-            )
+            kind = "overlaps another" if tensor.offset < end else f"follows {tensor.offset - end:,} unused bytes"
             raise FormatError(f"{path}: tensor {tensor.name!r} {kind}")
         end = tensor.offset + tensor.nbytes
     if end != size:

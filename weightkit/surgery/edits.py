@@ -57,9 +57,7 @@ def scale(address: str, factor: float) -> Edit:
     return Edit("scale", address, _number(factor, "scale", address))
 
 
-def noise(
-    address: str, *, relative_std: float | None = None, std: float | None = None, seed: int = 0
-) -> Edit:
+def noise(address: str, *, relative_std: float | None = None, std: float | None = None, seed: int = 0) -> Edit:
     """Add Gaussian noise, of a given standard deviation or one relative to each weight's own.
 
     What is added to a number depends on the seed, the weight's address and the number's place in it,

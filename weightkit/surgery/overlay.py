@@ -171,6 +171,4 @@ def _require_possible(edit: Edit, selection: Selection) -> None:
     if dtype.bits < 8 or dtype.kind == "complex":
         raise EditError(f"{edit}: {selection.weight.address} is {dtype.name}, which cannot be edited")
     if dtype.kind != "float" and edit.op in ("scale", "noise"):
-        raise EditError(
-            f"{edit}: {selection.weight.address} is {dtype.name}; whole numbers can only be zeroed or set"
-        )
+        raise EditError(f"{edit}: {selection.weight.address} is {dtype.name}; whole numbers can only be zeroed or set")

@@ -97,9 +97,7 @@ def save(checkpoint: Checkpoint, registry: Registry, out: str | Path, *, force: 
                 _write_folder(checkpoint, changed, new)
             _put(new, out, scratch)
     except OSError as error:
-        raise SaveError(
-            f"{out}: not written: {error.strerror or error}; the destination is as it was"
-        ) from None
+        raise SaveError(f"{out}: not written: {error.strerror or error}; the destination is as it was") from None
     return out
 
 
@@ -116,13 +114,9 @@ def _require_free(checkpoint: Checkpoint, out: Path, force: bool) -> None:
     if exists and not force:
         raise SaveError(f"{out}: exists already; choose another place, or --force to replace it")
     if exists and out.is_dir() != (out.suffix != SUFFIX):
-        raise SaveError(
-            f"{out}: exists, and is not a {'folder' if out.is_file() else 'file'}; choose another place"
-        )
+        raise SaveError(f"{out}: exists, and is not a {'folder' if out.is_file() else 'file'}; choose another place")
     if source in real.parents and out.suffix != SUFFIX:
-        raise SaveError(
-            f"{out}: lies inside the model that is edited; choose a place outside {checkpoint.folder}"
-        )
+        raise SaveError(f"{out}: lies inside the model that is edited; choose a place outside {checkpoint.folder}")
     if real in (source, *source.parents) and exists and real != source:
         raise SaveError(f"{out}: holds the model that is edited; choose another place")
     if not real.parent.exists() and not os.access(_existing(real.parent), os.W_OK):

@@ -1,0 +1,87 @@
+"""The `weightkit` command: its verbs, its exit codes, its one-line errors.
+
+Exit codes: 0 fine, 1 a difference or a fault was found, 2 it could not be done.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from weightkit import __version__
+from weightkit.cli import check, count, demo, diff, edit, list_, map_, measure, run, show, stats
+from weightkit.errors import WeightkitError, printable
+
+app = typer.Typer(
+    name="weightkit",
+    help="See, count, compare, edit and test the weights of any LLM checkpoint, without PyTorch.",
+    epilog="Quote addresses, as shells need it: weightkit show demo 'layers.0.attn.q[head=3]'",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # brackets are addresses here, not markup
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("map")(map_.map_)
+app.command("count")(count.count)
+app.command("list")(list_.list_)
+app.command("show")(show.show)
+app.command("stats")(stats.stats)
+app.command("check")(check.check)
+app.command("diff")(diff.diff)
+app.command("edit")(edit.edit)
+app.command("run")(run.run)
+app.command("measure")(measure.measure)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"weightkit {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """See, count, compare, edit and test the weights of any LLM checkpoint, without PyTorch."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit. Errors are one line on stderr unless WEIGHTKIT_DEBUG is set."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="weightkit")
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit has a place to go
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("interrupted\n")
+        return 130
+    except Exception as error:
+        if os.environ.get("WEIGHTKIT_DEBUG") == "1":
+            raise
+        sys.stderr.write(f"error: {printable(_message(error))}\n")
+        return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, WeightkitError):
+        return str(error)
+    if hasattr(error, "format_message"):  # how typer says that a command was called wrongly
+        return f"{error.format_message()} See weightkit --help."
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError):
+        return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    return f"unexpected {type(error).__name__}: {error}; WEIGHTKIT_DEBUG=1 shows where, please report it"

@@ -1,0 +1,164 @@
+"""What every verb shares: its options, its ways of writing, its progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weightkit.errors import WeightkitError, printable
+from weightkit.parallel import Progress
+from weightkit.report.tables import Column, Line, csv_text, markdown, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from weightkit.model import Model
+
+ModelPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A safetensors file, a folder, an index file, a config.json, or demo (also demo:early, demo:step0).",
+        show_default=False,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[ADDRESS]",
+        help="What to look at, as in 'layers.*.ffn.down'; everything without one.",
+        show_default=False,
+    ),
+]
+Before = Annotated[str, typer.Argument(metavar="A", help="A model: what was.", show_default=False)]
+After = Annotated[str, typer.Argument(metavar="B", help="A model: what is now.", show_default=False)]
+TokenIds = Annotated[
+    list[str] | None, typer.Option(metavar="IDS", help="Token ids instead of a text, as in 1,403,407.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
+Csv = Annotated[bool, typer.Option("--csv", help="The rows as CSV.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="The rows as a Markdown table.")]
+
+
+class UsageError(WeightkitError):
+    """A command was given options that do not go together."""
+
+
+def open_model(path: str) -> Model:
+    """Open a model and say on stderr what is not available for it."""
+    from weightkit.model import open_model
+
+    model = open_model(path)
+    for note in model.notes:
+        sys.stderr.write(f"note: {printable(note)}\n")
+    return model
+
+
+@functools.cache
+def console() -> Console:
+    """Where styled text goes: stdout, with colour only where it is a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def width() -> int | None:
+    """Columns of the terminal; None where stdout is not one, so that nothing is cut in a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def say(*lines: Line | str) -> None:
+    """Print lines. A string is a line in plain style; text from files is escaped by who made the line."""
+    if not sys.stdout.isatty():
+        text = ("".join(span for span, _ in line) if isinstance(line, list) else line for line in lines)
+        sys.stdout.write("".join(line + "\n" for line in text))
+        return
+    from rich.text import Text
+
+    for line in lines:
+        text_line = Text.assemble(*line) if isinstance(line, list) else Text(line)
+        console().print(text_line, soft_wrap=True)
+
+
+def emit(verb: str, **fields: Any) -> None:
+    """Print the one JSON object of a verb, with its schema."""
+    value = {"schema": f"weightkit.{verb}/1", **{name: plain(value) for name, value in fields.items()}}
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON has it: dataclasses as objects, numbers that do not exist as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def rows(
+    columns: Sequence[Column],
+    cells: Iterable[Sequence[str]],
+    *,
+    csv: bool = False,
+    markdown_: bool = False,
+    values: tuple[Sequence[str], Iterable[Sequence[object]]] | None = None,
+) -> None:
+    """Print rows: as a table, or as Markdown, or as CSV with the full values in `values`."""
+    if csv and markdown_:
+        raise UsageError("--csv and --markdown: choose one")
+    if csv:
+        sys.stdout.write(csv_text(*(values or ([c.title for c in columns], cells))))
+    elif markdown_:
+        sys.stdout.write(markdown(columns, cells))
+    else:
+        say(*table(columns, cells, width()))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Progress | None]:
+    """A progress line on stderr for work of over a second, on a terminal only; gone when done."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    start, last = time.monotonic(), 0.0
+    shown = False
+
+    def report(done: int, total: int) -> None:
+        nonlocal last, shown
+        now = time.monotonic()
+        if now - start < 1 or (now - last < 0.1 and done < total):
+            return
+        left = (now - start) * (total - done) / max(1, done)
+        sys.stderr.write(f"\r\033[K{what} {done:,} of {total:,}, {left:.0f} s left")
+        sys.stderr.flush()
+        last, shown = now, True
+
+    try:
+        yield report
+    finally:
+        if shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+
+def parse_ids(text: str) -> list[int]:
+    """Token ids as they are given on the command line: numbers with commas or spaces between."""
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise UsageError(f"--ids {text!r}: give whole numbers with commas between, as in 1,403,407") from None

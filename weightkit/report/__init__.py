@@ -1,0 +1,1 @@
+"""Report: numbers as text for people: units, tables, the pipeline, histograms. Knows no command line."""

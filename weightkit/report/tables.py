@@ -1,0 +1,100 @@
+"""Tables of text: aligned columns, cut to a width where there is one, lines of styled spans.
+
+Everything that comes from a file is escaped here, so that a tensor's name can neither move the cursor
+nor forge a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from weightkit.errors import printable
+
+Span = tuple[str, str]  # text, and a rich style or ""
+Line = list[Span]
+
+GAP = "  "
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    title: str
+    right: bool = False
+    style: str = ""
+    shrinks: bool = False  # may be cut, in its middle, where the line is too long
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> list[Line]:
+    """The lines of a table, a header first. `width` None never cuts."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max([len(c.title), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
+    if width is not None:
+        _shrink(columns, widths, width)
+    header: Line = [(_cell(c.title, c, w) + GAP, "dim") for c, w in zip(columns, widths, strict=True)]
+    lines = [header]
+    for row in cells:
+        fitted = zip(row, columns, widths, strict=True)
+        lines.append([(_cell(cell, column, size) + GAP, column.style) for cell, column, size in fitted])
+    return [_stripped(line) for line in lines]
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> list[Line]:
+    """Lines of a name and a value, aligned."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    return [[(f"{name:<{width}}{GAP}", "dim"), (printable(value), "")] for name, value in rows]
+
+
+def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
+    over = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    for i in sorted((i for i, c in enumerate(columns) if c.shrinks), key=lambda i: -widths[i]):
+        if over <= 0:
+            return
+        cut = min(over, widths[i] - max(12, len(columns[i].title)))
+        if cut > 0:
+            widths[i] -= cut
+            over -= cut
+
+
+def _cell(text: str, column: Column, width: int) -> str:
+    if len(text) > width:
+        head = (width - 1) // 2
+        text = text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+    return text.rjust(width) if column.right else text.ljust(width)
+
+
+def _stripped(line: Line) -> Line:
+    while line and not line[-1][0].strip():
+        line.pop()
+    return [*line[:-1], (line[-1][0].rstrip(), line[-1][1])] if line else line
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV. Text that a spreadsheet would run as a formula is quoted with an apostrophe."""
+    import csv
+    import io
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(
+            ["'" + cell if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell for cell in row]
+        )
+    return out.getvalue()
+
+
+def markdown(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
+    """Rows as a Markdown table."""
+    lines = ["| " + " | ".join(c.title for c in columns) + " |"]
+    lines.append("|" + "|".join(" ---: " if c.right else " --- " for c in columns) + "|")
+    lines += ["| " + " | ".join(_markdown_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_cell(text: str) -> str:
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join("\\" + c if c in "|*_[]`" else c for c in text)
