@@ -59,17 +59,18 @@ class DType:
 
         Complex numbers become their magnitudes.
         """
+        values = stored
         if self.name == "BF16":
-            wide = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-            return wide.astype(to, copy=False)
-        if self.table:
-            return _values(self.table)[stored].astype(to, copy=False)
-        if self.kind == "bool":
-            return (stored != 0).astype(to)
-        if self.kind == "complex":
-            return np.abs(stored).astype(to)
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, as it should
-            return stored.astype(to, copy=False)
+            values = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        elif self.table:
+            values = _values(self.table)[stored]
+        elif self.kind == "bool":
+            values = stored != 0
+        elif self.kind == "complex":
+            values = np.abs(stored)
+        # A float64 beyond float32 becomes inf, as it should; a signalling NaN is no surprise here.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return values.astype(to, copy=False)
 
     def encode(self, values: Array) -> Array:
         """Float64 numbers to stored elements, rounded once, to nearest even.
@@ -122,13 +123,12 @@ def _ml_type(name: str) -> Any:
 
 @functools.cache
 def _values(name: str) -> Array:
-    """The float32 value of every bit pattern of a small type. [256]"""
-    kind = _ml_type(name)
+    """The float32 value of every bit pattern of a small type. [256], or fewer for FP6 and FP4."""
     import ml_dtypes
 
-    size = 1 << ml_dtypes.finfo(kind).bits
-    patterns = np.arange(256, dtype=np.uint8) % size
-    return patterns.astype(np.uint8).view(kind).astype(np.float32)
+    kind = _ml_type(name)
+    patterns = np.arange(1 << ml_dtypes.finfo(kind).bits, dtype=np.uint8)
+    return patterns.view(kind).astype(np.float32)
 
 
 DTYPES: dict[str, DType] = {

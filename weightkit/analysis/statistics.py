@@ -124,8 +124,8 @@ def statistics(selection: Selection) -> Statistics:
         zeros=total.zeros,
         mean=m.mean if any_finite else math.nan,
         std=m.std,
-        min=total.low if any_finite else math.nan,
-        max=total.high if any_finite else math.nan,
+        min=total.low + 0.0 if any_finite else math.nan,  # -0 is 0
+        max=total.high + 0.0 if any_finite else math.nan,
         abs_max=max(abs(total.low), abs(total.high)) if any_finite else math.nan,
         l2=math.sqrt(m.m2 + m.count * m.mean**2) if any_finite else math.nan,
         skewness=m.skewness,

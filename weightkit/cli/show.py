@@ -43,13 +43,14 @@ def show(
                     "zeros, NaN, Inf",
                     f"{units.count(row.zeros)}, {units.count(row.nan)}, {units.count(row.inf)}",
                 ),
-                ("quantiles", "" if row.exact else "approximate"),
             ]
         ),
+        "",
         *table(
-            [Column(f"  {float(q) * 100:g} %", right=True) for q in row.quantiles],
+            [Column(f"{float(q) * 100:g} %", right=True) for q in row.quantiles],
             [[number(value, 3) for value in row.quantiles.values()]],
         ),
+        *([] if row.exact else ["quantiles are approximate: right to the rounding of float32"]),
         "",
         *bars(look.histogram),
         "",

@@ -103,9 +103,9 @@ def pipeline(registry: Registry, total: int) -> list[Line]:
                 edge,
                 ("* ", "bold yellow"),
                 (f"{row[0]:<{width}}  ", "bold"),
-                (f"{row[1]:<{widths[1]}}  ", ""),
-                (f"{row[2]:>{widths[2]}}  ", "bold cyan"),
-                (f"{row[3]:>{widths[3]}}".rstrip(), ""),
+                (f"{row[1]:<{widths[1]}}  " if row[2] else row[1], ""),
+                (f"{row[2]:>{widths[2]}}  " if row[2] else "", "bold cyan"),
+                (f"{row[3]:>{widths[3]}}" if row[3] else "", ""),
             ]
         )
     return lines
