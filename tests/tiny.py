@@ -156,7 +156,7 @@ def write(
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
     names = list(kept)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
