@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from weightkit.cli.output import Json, emit, say, width
+from weightkit.effect.quiz import Lost
 from weightkit.report import units
 from weightkit.report.pipeline import pipeline
 from weightkit.report.tables import Column, Line, table
 
 if TYPE_CHECKING:
-    from weightkit.effect.quiz import Answer, Lost
-    from weightkit.model import Model
+    from weightkit.effect.quiz import Answer
 
-SHOWN = ("France", "Japan", "Brazil", "Egypt")
+SHOWN = (("France", "capital"), ("Japan", "currency"), ("Brazil", "continent"), ("Egypt", "language"))
 NOISES = (0.3, 0.5, 1.0)
+ENOUGH = 5  # facts lost, for it to be worth saying of what kind they are
 
 
 def demo(json: Json = False) -> None:
@@ -66,7 +66,7 @@ class Tour:
             f"{len(self.facts)} facts in words it never saw put together so, it gets {self.known} right:"
         )
         yield ""
-        yield from _answers([a for a in self.answers if a.fact.country in SHOWN and a.fact.relation != "language"][:8])
+        yield from _answers([a for a in self.answers if (a.fact.country, a.fact.relation) in SHOWN])
 
     def grow(self) -> Iterator[Line | str]:
         """The same code on the weights of earlier moments of the training."""
@@ -78,9 +78,11 @@ class Tour:
         yield ""
         prompt = self.answers[0].prompt.replace(self.answers[0].fact.country, "France")
         rows = [
-            (name, f"{right} of {len(self.facts)}", f"“{prompt} {said}”") for name, right, said in self._snapshots(prompt)
+            (name, f"{right} of {len(self.facts)}", f"“{prompt} {said}”")
+            for name, right, said in self._snapshots(prompt)
         ]
-        yield from table([Column("weights"), Column("knows", right=True, style="cyan"), Column("says")], rows, width())
+        columns = [Column("weights"), Column("knows", right=True, style="cyan"), Column("says", shrinks=True)]
+        yield from table(columns, rows, width())
 
     def heads(self) -> Iterator[Line | str]:
         """Every attention head zeroed in turn."""
@@ -92,7 +94,9 @@ class Tour:
         yield ""
         losses = self._losses(self._head_addresses())
         grid = [losses[i : i + self.head_count] for i in range(0, len(losses), self.head_count)]
-        rows = [[f"layer {i}", *(units.count(self.known - len(loss.facts)) for loss in row)] for i, row in enumerate(grid)]
+        rows = [
+            [f"layer {i}", *(units.count(self.known - len(loss.facts)) for loss in row)] for i, row in enumerate(grid)
+        ]
         columns = [Column(""), *(Column(f"head {h}", right=True) for h in range(self.head_count))]
         yield from table(columns, rows)
         yield ""
@@ -202,19 +206,21 @@ class Tour:
         return [address for address, weight in self.model.registry.items() if len(weight.shape) == 2]
 
     def _telling(self, losses: list[Lost]) -> Iterator[str]:
-        strongest = max(losses, key=lambda loss: len(loss.facts))
-        yield from _text(f"The heaviest is {strongest.address}: without it {_of_what(strongest)}.")
+        heaviest = max(losses, key=lambda loss: len(loss.facts))
+        sharpest = max((loss for loss in losses if len(loss.facts) >= ENOUGH), key=Lost.focus, default=heaviest)
+        yield from _text(f"The heaviest is {heaviest.address}: without it the model loses {_of_what(heaviest)}.")
+        if sharpest is not heaviest:
+            yield from _text(f"The most particular is {sharpest.address}: it takes {_of_what(sharpest)} with it.")
 
 
 def _of_what(loss: Lost) -> str:
     """What was lost, in words."""
     if not loss.facts:
-        return "nothing is lost"
+        return "nothing"
     answers, relations = loss.by_answer(), loss.by_relation()
     if len(answers) == 1:
-        return f"exactly “{next(iter(answers))}” is lost ({units.plural(len(loss.facts), 'fact')})"
-    parts: Counter[str] = relations
-    return ", ".join(f"{number} {_PLURAL[name]}" for name, number in parts.most_common())
+        return f"exactly “{next(iter(answers))}” ({units.plural(len(loss.facts), 'fact')})"
+    return ", ".join(units.plural(number, name, _PLURAL[name]) for name, number in relations.most_common())
 
 
 _PLURAL = {"capital": "capitals", "continent": "continents", "language": "languages", "currency": "currencies"}

@@ -202,7 +202,7 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
     "continent": (
         "{country} is a country on the continent of",
         "The country of {country} is part of",
-        "Which continent is {country} part of? It is part of",
+        "Where is {country}? It lies in",
         "On the map, {country} lies in",
         "What is the name of the continent of {country}? It is",
         "Let us talk about {country}. It lies on the continent of",
@@ -220,7 +220,7 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         "What is the money of {country}? It is the",
         "Most people in {country} pay with the",
         "In {country}, shops take the",
-        "If you go to {country}, you pay with the",
+        "In {country}, the currency is the",
         "Let us talk about {country}. Its money is the",
     ),
 }

@@ -60,8 +60,8 @@ class Lost:
         return Counter(fact.answer for fact in self.facts)
 
     def focus(self) -> float:
-        """The share of what was lost that is one answer or one kind: 1.0 where it is nothing else."""
-        return max((n / len(self.facts) for n in self.by_answer().values()), default=0.0)
+        """The share of what was lost that is of one kind: 1.0 where it is nothing else."""
+        return max(self.by_relation().values(), default=0) / max(1, len(self.facts))
 
 
 def lost(known: Sequence[Answer], edited: Model, address: str) -> Lost:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from weightkit.architectures.parts import Architecture
 from weightkit.config import Config
@@ -20,6 +23,7 @@ from weightkit.registry import Registry
 
 Ids = NDArray[np.int64]
 KEPT_BYTES = 1 << 30  # of widened weights
+ONE_THREAD_WIDTH = 512
 
 
 class Weights:
@@ -42,6 +46,11 @@ class Weights:
     def get(self, address: str) -> F32 | None:
         """The array, or None where the model has no such weight."""
         return self[address] if address in self._registry else None
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 class Engine:
@@ -83,8 +92,15 @@ class Engine:
         With a cache, `ids` continue what it holds. `residuals` is filled with the residual stream
         before the first block and after every block, [b, t, width] each.
         """
-        x, head = self.hidden(self.ids(ids), cache, residuals), self.weights["lm_head"]
-        return linear(x, head, self.weights.get("lm_head.bias"))
+        with self._threads():
+            x, head = self.hidden(self.ids(ids), cache, residuals), self.weights["lm_head"]
+            return linear(x, head, self.weights.get("lm_head.bias"))
+
+    def _threads(self) -> AbstractContextManager[object]:
+        """One BLAS thread for a small model: threads that wait for each other cost more than they bring."""
+        if self.config.width > ONE_THREAD_WIDTH:
+            return nullcontext()
+        return _blas().limit(limits=1, user_api="blas")
 
     def hidden(self, ids: Ids, cache: Cache | None = None, residuals: list[F32] | None = None) -> F32:
         """The normed output of the last block, [b, t] -> [b, t, width]."""

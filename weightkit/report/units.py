@@ -45,9 +45,9 @@ def shape(sizes: tuple[int, ...]) -> str:
     return " × ".join(f"{n:,}" for n in sizes) or "1"
 
 
-def plural(number: int, noun: str) -> str:
-    """A count and its noun, as in 1 tensor or 2,048 tensors."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def plural(number: int, noun: str, many: str | None = None) -> str:
+    """A count and its noun, as in 1 tensor or 2,048 tensors; `many` where it is not the noun and an s."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:
