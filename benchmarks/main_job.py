@@ -121,7 +121,7 @@ def sparse_llama(folder: Path, width: int, neurons: int, layers: int, heads: int
     }
     (folder / "config.json").write_text(json.dumps(config))
     names = list(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"

@@ -49,7 +49,21 @@ _HOMES = {
     "set": ("surgery.edits", "set_to"),
     "zero": ("surgery.edits", "zero"),
 }
-__all__ = list(_HOMES)
+__all__ = [
+    "Counts",
+    "Diff",
+    "Edit",
+    "Effect",
+    "Model",
+    "WeightkitError",
+    "diff",
+    "measure",
+    "noise",
+    "open",
+    "scale",
+    "set",
+    "zero",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import weightkit as wk
 from weightkit.cli.output import Json, emit, say, width
-from weightkit.effect.quiz import Lost
+from weightkit.demo.facts import facts
+from weightkit.effect.quiz import Answer, Lost, ask, lost
 from weightkit.report import units
 from weightkit.report.pipeline import pipeline
 from weightkit.report.tables import Column, Line, table
 
-if TYPE_CHECKING:
-    from weightkit.effect.quiz import Answer
-
 SHOWN = (("France", "capital"), ("Japan", "currency"), ("Brazil", "continent"), ("Egypt", "language"))
 NOISES = (0.3, 0.5, 1.0)
+COUNTRY = "France"
 ENOUGH = 5  # facts lost, for it to be worth saying of what kind they are
 
 
@@ -34,11 +34,7 @@ class Tour:
     """The chapters of the tour, each as lines; what several need is computed once."""
 
     def __init__(self) -> None:
-        from weightkit.demo.facts import facts
-        from weightkit.effect.quiz import ask
-        from weightkit.model import open_model
-
-        self.model = open_model("demo")
+        self.model = wk.open("demo")
         self.facts = facts()
         self.answers = ask(self.model, self.facts)
         self.known = sum(answer.right for answer in self.answers)
@@ -127,7 +123,6 @@ class Tour:
 
     def undo(self) -> Iterator[Line | str]:
         """The difference, and the way back."""
-        import weightkit as wk
 
         edited = self.model.apply(wk.zero("layers.0.attn[head=0]"))
         found = wk.diff(self.model, edited)
@@ -178,23 +173,16 @@ class Tour:
         return [f"layers.{i}.attn[head={h}]" for i in range(self.layers) for h in range(self.head_count)]
 
     def _snapshots(self, prompt: str) -> Iterator[tuple[str, int, str]]:
-        from weightkit.effect.quiz import ask
-        from weightkit.model import open_model
-
         for name in ("demo:step0", "demo:early", "demo"):
-            model = open_model(name)
+            model = wk.open(name)
             right = sum(answer.right for answer in ask(model, self.facts))
             yield name, right, model.next_tokens(prompt, 1)[0].token.strip()
 
     def _losses(self, addresses: Sequence[str]) -> list[Lost]:
-        import weightkit as wk
-        from weightkit.effect.quiz import lost
 
         return [lost(self.answers, self.model.apply(wk.zero(address)), address) for address in addresses]
 
     def _noises(self) -> Iterator[tuple[float, int, float]]:
-        import weightkit as wk
-        from weightkit.effect.quiz import ask
 
         texts = [f"{a.prompt} {a.fact.answer}." for a in self.answers[:40]]
         for std in NOISES:
@@ -205,12 +193,28 @@ class Tour:
     def _matrices(self) -> list[str]:
         return [address for address, weight in self.model.registry.items() if len(weight.shape) == 2]
 
-    def _telling(self, losses: list[Lost]) -> Iterator[str]:
+    def _telling(self, losses: list[Lost]) -> Iterator[Line | str]:
+
         heaviest = max(losses, key=lambda loss: len(loss.facts))
-        sharpest = max((loss for loss in losses if len(loss.facts) >= ENOUGH), key=Lost.focus, default=heaviest)
+        sharpest = max((loss for loss in losses if len(loss.facts) >= ENOUGH), key=_sharpness, default=heaviest)
         yield from _text(f"The heaviest is {heaviest.address}: without it the model loses {_of_what(heaviest)}.")
         if sharpest is not heaviest:
             yield from _text(f"The most particular is {sharpest.address}: it takes {_of_what(sharpest)} with it.")
+        yield ""
+        yield from _text(f"Ask about {COUNTRY} with {heaviest.address} zeroed:")
+        yield ""
+        asked = [answer for answer in self.answers if answer.fact.country == COUNTRY]
+        after = ask(self.model.apply(wk.zero(heaviest.address)), [a.fact for a in asked])
+        rows = [
+            (a.fact.relation, a.said, b.said, "" if a.said == b.said else "changed")
+            for a, b in zip(asked, after, strict=True)
+        ]
+        columns = [Column(""), Column("before", style="green"), Column("after", style="cyan"), Column("", style="red")]
+        yield from table(columns, rows)
+
+
+def _sharpness(loss: Lost) -> tuple[float, int]:
+    return loss.focus(), len(loss.facts)
 
 
 def _of_what(loss: Lost) -> str:

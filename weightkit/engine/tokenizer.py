@@ -57,6 +57,10 @@ class Tokenizer:
         if exact is not None:
             return int(exact)
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # Some tokenizers put a space before every text: the token that reads " Paris" is what "Paris" becomes.
+        bare = self._tokenizer.encode(text.removeprefix(" "), add_special_tokens=False).ids
+        if len(bare) == 1 and self.token(bare[0]) == text:
+            return int(bare[0])
         if len(ids) != 1:
             pieces = " ".join(repr(self.token(i)) for i in ids[:8])
             raise EngineError(f"{text!r} is {len(ids)} tokens, not one: {pieces}; name one of them, or an id")
