@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Cli
-from weightkit.cli.app import app
+from weightkit.cli.app import VERBS, application
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page: page.read_text("utf-8") for page in PAGES}
@@ -39,16 +39,16 @@ def _rounded(text: str) -> list[str]:
     return [re.sub(r"[ ▆]+", " ", line) for line in lines]
 
 
-@pytest.mark.parametrize("verb", [command.name for command in app.registered_commands])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_chapter(verb: str) -> None:
     assert f"`weightkit {verb}" in TEXT[ROOT / "README.md"]
     assert re.search(rf"^## {verb}$", TEXT[ROOT / "docs" / "commands.md"], re.MULTILINE)
 
 
-def test_every_option_is_explained_in_its_help(cli: Cli) -> None:
-    for command in app.registered_commands:
-        assert (command.callback.__doc__ or "") != ""
-        assert "[required]" not in cli(command.name, "--help").err
+def test_every_verb_says_what_it_does() -> None:
+    for command in application().registered_commands:
+        assert command.callback is not None
+        assert (command.callback.__doc__ or "").strip()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

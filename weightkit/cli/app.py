@@ -5,36 +5,50 @@ Exit codes: 0 fine, 1 a difference or a fault was found, 2 it could not be done.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from weightkit import __version__
-from weightkit.cli import check, count, demo, diff, edit, list_, map_, measure, run, show, stats
 from weightkit.errors import WeightkitError, printable
 
-app = typer.Typer(
-    name="weightkit",
-    help="See, count, compare, edit and test the weights of any LLM checkpoint, without PyTorch.",
-    epilog="Quote addresses, as shells need it: weightkit show demo 'layers.0.attn.q[head=3]'",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,  # brackets are addresses here, not markup
-    pretty_exceptions_enable=False,
-)
-app.command("demo")(demo.demo)
-app.command("map")(map_.map_)
-app.command("count")(count.count)
-app.command("list")(list_.list_)
-app.command("show")(show.show)
-app.command("stats")(stats.stats)
-app.command("check")(check.check)
-app.command("diff")(diff.diff)
-app.command("edit")(edit.edit)
-app.command("run")(run.run)
-app.command("measure")(measure.measure)
+# Each verb is the function of its own name in the module named here. Only the verb that is called is
+# imported: the others would double the time that a small command takes.
+VERBS = {
+    "demo": "demo",
+    "map": "map_",
+    "count": "count",
+    "list": "list_",
+    "show": "show",
+    "stats": "stats",
+    "check": "check",
+    "diff": "diff",
+    "edit": "edit",
+    "run": "run",
+    "measure": "measure",
+}
+
+
+def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
+    """The command line with these verbs."""
+    app = typer.Typer(
+        name="weightkit",
+        help="See, count, compare, edit and test the weights of any LLM checkpoint, without PyTorch.",
+        epilog="Quote addresses, as shells need it: weightkit show demo 'layers.0.attn.q[head=3]'",
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,  # brackets are addresses here, not markup
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(options)
+    for verb in verbs:
+        module = importlib.import_module(f"weightkit.cli.{VERBS[verb]}")
+        app.command(verb)(getattr(module, VERBS[verb]))
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -43,7 +57,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -59,6 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> int:
     try:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        app = application([arguments[0]] if arguments and arguments[0] in VERBS else VERBS)
         code = app(arguments, standalone_mode=False, prog_name="weightkit")
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
