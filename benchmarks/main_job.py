@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "models"
 RUNS = 5
 
-LLAMA_3_1 = {"vocab_size": 128_256, "num_key_value_heads": 8, "head_dim": 128}
 BIG = {  # width, FFN neurons, layers, query heads, shards, parameters
     "Llama-3.1-405B": (16_384, 53_248, 126, 128, 191, 405_853_388_800),
     "Llama-3.1-70B": (8_192, 28_672, 80, 64, 30, 70_553_706_496),
@@ -90,9 +89,12 @@ def big(folder: Path) -> Iterator[Row]:
         yield Row(f"count {name}, peak memory", done.megabytes, 150, "MB")
 
 
-def sparse_llama(folder: Path, width: int, neurons: int, layers: int, heads: int, shards: int) -> Path:
+def sparse_llama(
+    folder: Path, width: int, neurons: int, layers: int, heads: int, shards: int, vocab: int = 128_256
+) -> Path:
     """A checkpoint of real headers and of holes where the weights would be."""
-    head_dim, vocab, keys = LLAMA_3_1["head_dim"], LLAMA_3_1["vocab_size"], LLAMA_3_1["num_key_value_heads"] * 128
+    head_dim, key_heads = 128, 8
+    keys = key_heads * head_dim
     layer = {
         "input_layernorm": (width,),
         "self_attn.q_proj": (heads * head_dim, width),
@@ -117,7 +119,9 @@ def sparse_llama(folder: Path, width: int, neurons: int, layers: int, heads: int
         "num_attention_heads": heads,
         "max_position_embeddings": 131_072,
         "torch_dtype": "bfloat16",
-        **LLAMA_3_1,
+        "vocab_size": vocab,
+        "num_key_value_heads": key_heads,
+        "head_dim": head_dim,
     }
     (folder / "config.json").write_text(json.dumps(config))
     names = list(tensors)
@@ -153,12 +157,12 @@ def saving(folder: Path) -> Iterator[Row]:
     """One head zeroed in a 400 MB checkpoint of five shards, against a copy of the shard it is in."""
     import weightkit as wk
 
-    path = sparse_llama(folder / "five", 1024, 4096, 8, 8, 5)
+    path = sparse_llama(folder / "five", 2048, 5632, 4, 16, 5, vocab=4096)
     shards = sorted(path.glob("*.safetensors"))
     for shard in shards:
         sparse_file(shard, _shapes(shard), fill=True)
     out, copy = folder / "edited", folder / "copy"
-    edit = wk.zero("layers.4.attn.q[head=3]")
+    edit = wk.zero("layers.2.attn.q[head=3]")
     changed = next(iter(wk.open(path).apply(edit).plan().rewritten))
 
     def save() -> None:

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightkit.analysis.check import Fault, Soundness, check
-from weightkit.analysis.compare import Diff
-from weightkit.analysis.compare import diff as _diff
-from weightkit.analysis.counts import Counts, count
-from weightkit.analysis.statistics import Histogram, Outlier, Statistics, histogram, outliers, statistics
 from weightkit.checkpoint import Checkpoint, open_checkpoint
 from weightkit.config import Config
 from weightkit.dtypes import Array
-from weightkit.effect.measure import Effect
-from weightkit.effect.measure import measure as _measure
-from weightkit.engine.forward import Engine
-from weightkit.engine.functions import softmax
-from weightkit.engine.generate import Sampling, generate
-from weightkit.engine.tokenizer import Tokenizer
 from weightkit.errors import AddressError, EngineError, WeightkitError, one_line
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry, Selection, Weight, open_registry
-from weightkit.surgery import overlay
-from weightkit.surgery.edits import Edit
-from weightkit.surgery.save import Plan, plan, save
 from weightkit.tensor import whole
 
+# Rooms above are entered where they are used: counting should not wait for the engine to load.
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import pandas as pd
+
+    from weightkit.analysis.check import Soundness
+    from weightkit.analysis.compare import Diff
+    from weightkit.analysis.counts import Counts
+    from weightkit.analysis.statistics import Histogram, Outlier, Statistics
+    from weightkit.effect.measure import Effect
+    from weightkit.engine.forward import Engine
+    from weightkit.engine.generate import Sampling
+    from weightkit.engine.tokenizer import Tokenizer
+    from weightkit.surgery.edits import Edit
+    from weightkit.surgery.save import Plan
 
 DEMO = "demo"
 DEMO_FOLDERS = {"demo": "final", "demo:early": "early", "demo:step0": "step0"}
@@ -113,21 +112,29 @@ class Model:
 
         Raises AddressError where an edit selects nothing, EditError where it cannot be made.
         """
+        from weightkit.surgery import overlay
+
         changed = overlay.apply(self.registry, edits, self.token_id)
         return Model(self.checkpoint, changed, (*self.edits, *edits))
 
     def plan(self) -> Plan:
         """What saving this edited model would touch."""
+        from weightkit.surgery.save import plan
+
         return plan(self.checkpoint, self.registry)
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Write the model; only shards with an edit are rewritten. Raises SaveError, nothing lost."""
+        from weightkit.surgery.save import save
+
         return save(self.checkpoint, self.registry, out, force=force)
 
     # ── analysis ───────────────────────────────────────────────────────────────────────────────────
 
     def counts(self) -> Counts:
         """How many parameters there are, of what kind, and what they cost. Reads no weights."""
+        from weightkit.analysis.counts import count
+
         return count(self.registry)
 
     def statistics(
@@ -138,17 +145,23 @@ class Model:
         progress: Progress | None = None,
     ) -> list[Statistics]:
         """One row of statistics per weight that the address names."""
+        from weightkit.analysis.statistics import statistics
+
         return list(in_order(statistics, self.select(address), executor=executor, progress=progress))
 
     def stats(self, address: str | None = None, *, executor: Executor | None = None) -> pd.DataFrame:
         """`statistics` as a DataFrame."""
         import pandas as pd
 
+        from weightkit.analysis.statistics import Statistics
+
         rows = self.statistics(address, executor=executor)
         return pd.DataFrame(rows, columns=list(Statistics.__dataclass_fields__))
 
     def look(self, address: str, bins: int = 32) -> Look:
         """One weight closely: statistics, histogram, the numbers farthest from the mean."""
+        from weightkit.analysis.statistics import histogram, outliers, statistics
+
         found = self[address]
         selection = found if isinstance(found, Selection) else Selection(found, whole(found.shape))
         row = statistics(selection)
@@ -156,6 +169,8 @@ class Model:
 
     def check(self, *, executor: Executor | None = None, progress: Progress | None = None) -> Soundness:
         """Whether the checkpoint is sound; reads all of it."""
+        from weightkit.analysis.check import Fault, check
+
         result = check(self.checkpoint, self.registry, executor=executor, progress=progress)
         if self.checkpoint.tokenizer_path is None:
             result.not_checked.append("tokenizer: there is no tokenizer.json")
@@ -175,6 +190,8 @@ class Model:
     @functools.cached_property
     def engine(self) -> Engine:
         """The forward engine. Raises EngineError where the model cannot be run."""
+        from weightkit.engine.forward import Engine
+
         for weight in self.registry.values():
             _ = weight.stored  # raises where there is only a config.json
         return Engine(self.registry)
@@ -182,6 +199,8 @@ class Model:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises EngineError where there is none, FormatError where it is broken."""
+        from weightkit.engine.tokenizer import Tokenizer
+
         path = self.checkpoint.tokenizer_path
         if path is None:
             raise EngineError(
@@ -213,6 +232,8 @@ class Model:
         seed: int = 0,
     ) -> Any:
         """Continue a prompt: text for a text, ids for ids, the prompt included."""
+        from weightkit.engine.generate import Sampling
+
         ids = self._prompt_ids(prompt)
         ids += [token for token, _ in self.stream(ids, max_tokens, Sampling(temperature, top_k, seed))]
         return self.tokenizer.decode(ids) if isinstance(prompt, str) else ids
@@ -221,6 +242,8 @@ class Model:
         self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None = None
     ) -> Iterator[tuple[int, Array]]:
         """The ids that follow a prompt, one by one, each with the logits [vocab] it was chosen from."""
+        from weightkit.engine.generate import generate
+
         return generate(self.engine, ids, max_tokens, sampling)
 
     def token_text(self, token_id: int) -> str:
@@ -238,6 +261,8 @@ class Model:
         return ids
 
     def _table(self, logits: Array, most: int) -> list[Token]:
+        from weightkit.engine.functions import softmax
+
         probabilities = softmax(logits)
         order = (-logits).argsort(kind="stable")[:most]
         return [Token(self.token_text(int(i)), int(i), float(logits[i]), float(probabilities[i])) for i in order]
@@ -261,7 +286,9 @@ def open_model(path: str | Path) -> Model:
 
 def diff(a: Model, b: Model, *, executor: Executor | None = None, progress: Progress | None = None) -> Diff:
     """What differs between two models, weight by weight: by address where both have roles, else by name."""
-    return _diff(a.registry, b.registry, executor=executor, progress=progress)
+    from weightkit.analysis.compare import diff
+
+    return diff(a.registry, b.registry, executor=executor, progress=progress)
 
 
 def measure(
@@ -276,6 +303,8 @@ def measure(
 
     Texts are read with the tokenizer of `a`. Raises EngineError where there is nothing to compare.
     """
+    from weightkit.effect.measure import measure
+
     engines = a.engine, b.engine
     sequences = [*(a.ids(text) for text in texts), *(list(sequence) for sequence in ids)]
-    return _measure(*engines, sequences, progress=progress)
+    return measure(*engines, sequences, progress=progress)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -27,6 +29,8 @@ def in_order(
     if executor is not None:
         yield from _collect([executor.submit(function, task) for task in tasks], progress)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
         futures = [threads.submit(function, task) for task in tasks]
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from weightkit.checkpoint import Checkpoint
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry, Selection, Weight
 from weightkit.tensor import whole
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from weightkit.cli.output import (
     plain,
     progress,
     rows,
+    say,
 )
 from weightkit.report import units
 from weightkit.report.tables import Column
@@ -37,24 +38,30 @@ def stats(
     if json:
         emit("stats", rows=found)
         return
-    columns = [Column("address", style="cyan", shrinks=True), *(Column(name, right=True) for name in _TITLES)]
     quantiles = list(found[0].quantiles) if found else []
     values = [
         [*(plain(getattr(row, name)) for name in FIELDS), *(plain(row.quantiles[q]) for q in quantiles)]
         for row in found
     ]
-    titles = [*FIELDS, *(f"q{q}" for q in quantiles)]
-    rows(columns, map(_cells, found), csv=csv, markdown_=markdown, values=(titles, values))
+    # Columns that would hold nothing but zeros are left out: what is left fits a narrow terminal.
+    counts = [name for name in ("zeros", "nan", "inf") if any(getattr(row, name) for row in found)]
+    titles = ["mean", "std", "min", "median", "max", *(_TITLES.get(name, name) for name in counts)]
+    columns = [Column("address", style="cyan", shrinks=True), *(Column(title, right=True) for title in titles)]
+    cells = [_cells(row, counts) for row in found]
+    rows(
+        columns,
+        cells,
+        csv=csv,
+        markdown_=markdown,
+        values=([*FIELDS, *(f"q{q}" for q in quantiles)], values),
+    )
+    if found and not counts and not (csv or markdown):
+        say("", [("no zeros, NaN or Inf", "dim")])
 
 
-_TITLES = ("mean", "std", "min", "median", "max", "zeros", "NaN", "Inf")
+_TITLES = {"nan": "NaN", "inf": "Inf"}
 
 
-def _cells(row: Statistics) -> list[str]:
+def _cells(row: Statistics, counts: list[str]) -> list[str]:
     numbers = (row.mean, row.std, row.min, row.quantiles["0.5"], row.max)
-    counts = (row.zeros, row.nan, row.inf)
-    return [
-        row.address,
-        *(units.real(n, 3) for n in numbers),
-        *(units.count(n) if n else "0" for n in counts),
-    ]
+    return [row.address, *(units.real(n, 3) for n in numbers), *(units.count(getattr(row, n)) for n in counts)]

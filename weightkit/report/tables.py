@@ -61,7 +61,7 @@ def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
 
 def _cell(text: str, column: Column, width: int) -> str:
     if len(text) > width:
-        head = (width - 1) // 2
+        head = (width - 1) // 3  # the end of a name says more than its beginning
         text = text[:head] + "…" + text[len(text) - (width - 1 - head) :]
     return text.rjust(width) if column.right else text.ljust(width)
 
