@@ -79,9 +79,10 @@ class DType:
         (or, in an integer type, another number) is never what was asked for.
         """
         stored = self._round(values)
-        fits = np.isfinite(self.decode(stored, np.float64)) | ~np.isfinite(values)
-        if self.kind != "float":
-            fits = self.decode(stored, np.float64) == values
+        back = self.decode(stored, np.float64)
+        fits = (back == values) | (np.isnan(back) & np.isnan(values))
+        if self.kind == "float":
+            fits |= np.isfinite(back) & np.isfinite(values)
         if not fits.all():
             worst = values[~fits].flat[0]
             raise EditError(f"{worst:g} cannot be stored as {self.name} ({int((~fits).sum()):,} values)")

@@ -36,10 +36,14 @@ class Moments:
         count = x.size if weights is None else int(weights.sum())
         if not count:
             return cls()
-        mean = np.sum(w * x) / count
-        d = x - mean
-        d2 = d * d
-        return cls(count, float(mean), float(np.sum(w * d2)), float(np.sum(w * d2 * d)), float(np.sum(w * d2 * d2)))
+        if x.min() == x.max():  # exactly constant, which a rounded mean would hide
+            return cls(count, float(x[0]))
+        with np.errstate(over="ignore", invalid="ignore"):  # sums beyond float64 are inf
+            mean = np.sum(w * x) / count
+            d = x - mean
+            d2 = d * d
+            sums = [float(np.sum(w * power)) for power in (d2, d2 * d, d2 * d2)]
+        return cls(count, float(mean), *sums)
 
     def __add__(self, other: Moments) -> Moments:
         n = self.count + other.count
@@ -50,10 +54,10 @@ class Moments:
             n,
             self.mean + d * b / n,
             self.m2 + other.m2 + d * d * a * b / n,
-            self.m3 + other.m3 + d**3 * a * b * (a - b) / n**2 + 3 * d * (a * other.m2 - b * self.m2) / n,
+            self.m3 + other.m3 + d * d * d * (a * b * (a - b) / n**2) + 3 * d * (a * other.m2 - b * self.m2) / n,
             self.m4
             + other.m4
-            + d**4 * a * b * (a * a - a * b + b * b) / n**3
+            + d * d * d * d * (a * b * (a * a - a * b + b * b) / n**3)
             + 6 * d * d * (a * a * other.m2 + b * b * self.m2) / n**2
             + 4 * d * (a * other.m3 - b * self.m3) / n,
         )
@@ -66,9 +70,9 @@ class Moments:
     @property
     def skewness(self) -> float:
         """The third standardised moment; NaN where all numbers are equal."""
-        return math.sqrt(self.count) * self.m3 / self.m2**1.5 if self.m2 > 0 else math.nan
+        return math.sqrt(self.count) * self.m3 / (self.m2 * math.sqrt(self.m2)) if self.m2 > 0 else math.nan
 
     @property
     def kurtosis(self) -> float:
         """The fourth standardised moment less 3 (excess); NaN where all numbers are equal."""
-        return self.count * self.m4 / self.m2**2 - 3 if self.m2 > 0 else math.nan
+        return self.count * self.m4 / (self.m2 * self.m2) - 3 if self.m2 > 0 else math.nan

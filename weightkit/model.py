@@ -89,12 +89,12 @@ class Model:
     def __getitem__(self, address: str) -> Weight | Selection:
         """The one weight, or part of a weight, that an address names.
 
-        Raises AddressError where it names nothing, or several (`select` gives them all).
+        Raises AddressError where it names nothing, or several (`select` gives those).
         """
         found = self.select(address)
         if len(found) > 1:
             names = one_line((s.address for s in found), most=3)
-            raise AddressError(f"{address}: names {len(found):,} weights ({names}); use select for all of them")
+            raise AddressError(f"{address}: names {len(found):,} weights ({names}); name one of them")
         return found[0] if found[0].index else found[0].weight
 
     def select(self, address: str | None = None) -> list[Selection]:

@@ -91,9 +91,10 @@ class Tensor:
         """All stored elements on the memory map, read-only; unpacked if smaller than a byte."""
         if not self.size:
             return np.empty(self.shape, self.dtype.stored)
-        file = _map(self.path, os.stat(self.path).st_mtime_ns)
-        if file.size < self.offset + self.nbytes:
+        status = os.stat(self.path)
+        if status.st_size < self.offset + self.nbytes:
             raise FormatError(f"{self.path}: the file became shorter after it was opened")
+        file = _map(self.path, status.st_mtime_ns)
         raw = file[self.offset : self.offset + self.nbytes]
         if self.dtype.bits < 8:
             return self.dtype.unpack(raw).reshape(self.shape)
@@ -141,19 +142,31 @@ def tiles(shape: tuple[int, ...], most: int = BLOCK) -> Iterator[Region]:
 def read_region(source: Source, region: Region) -> Array:
     """The stored elements of a rectangle of `source`, as a new array of the region's shape.
 
-    Reads the rows (indices of the first axis) that the region touches, a block of them at a time.
+    What is read at a time is bounded: one contiguous run, or blocks of the rows (indices of the first
+    axis) that the region touches, or of the columns where a row is itself larger than a block.
     """
-    shape = source.shape
+    return _read_part(source, source.shape, 0, region)
+
+
+def _read_part(source: Source, shape: tuple[int, ...], offset: int, region: Region) -> Array:
+    """As `read_region`, of the part of `source` of a given shape that starts at element `offset`."""
+    result_shape = region_shape(region)
+    if 0 in result_shape:
+        return np.empty(result_shape, source.dtype.stored)
     if not shape:
-        return source.read(0, 1).reshape(())
+        return source.read(offset, offset + 1).reshape(())
     row = math.prod(shape[1:])
     rows = range(region[0].start, region[0].stop, region[0].step)
-    if region[1:] == whole(shape[1:]) and rows.step == 1:
-        return source.read(rows.start * row, rows.stop * row).reshape(len(rows), *shape[1:])
-    result = np.empty(region_shape(region), source.dtype.stored)
-    per_read = max(1, BLOCK // max(1, row * rows.step))
+    if region[1:] == whole(shape[1:]) and (rows.step == 1 or len(rows) == 1):
+        return source.read(offset + rows[0] * row, offset + (rows[-1] + 1) * row).reshape(result_shape)
+    result = np.empty(result_shape, source.dtype.stored)
+    if row > BLOCK or len(rows) == 1:
+        for place, index in enumerate(rows):
+            result[place] = _read_part(source, shape[1:], offset + index * row, region[1:])
+        return result
+    per_read = max(1, BLOCK // (row * rows.step))
     for done in range(0, len(rows), per_read):
         part = rows[done : done + per_read]
-        block = source.read(part[0] * row, (part[-1] + 1) * row).reshape(-1, *shape[1:])
+        block = source.read(offset + part[0] * row, offset + (part[-1] + 1) * row).reshape(-1, *shape[1:])
         result[done : done + len(part)] = block[(slice(None, None, rows.step), *region[1:])]
     return result

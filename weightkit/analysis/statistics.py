@@ -127,7 +127,7 @@ def statistics(selection: Selection) -> Statistics:
         min=total.low + 0.0 if any_finite else math.nan,  # -0 is 0
         max=total.high + 0.0 if any_finite else math.nan,
         abs_max=max(abs(total.low), abs(total.high)) if any_finite else math.nan,
-        l2=math.sqrt(m.m2 + m.count * m.mean**2) if any_finite else math.nan,
+        l2=math.hypot(math.sqrt(m.m2), math.sqrt(m.count) * m.mean) if any_finite else math.nan,
         skewness=m.skewness,
         kurtosis=m.kurtosis,
         quantiles={f"{q:g}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
@@ -244,9 +244,16 @@ def outliers(selection: Selection, row: Statistics, most: int = 5) -> list[Outli
     for region, stored in selection.blocks():
         values = selection.dtype.decode(stored, np.float64)
         distance = np.where(np.isfinite(values), np.abs(values - row.mean), -1.0)
-        top = np.argsort(distance, axis=None)[-most:]
+        top = _largest(distance.ravel(), most)
         for place in zip(*np.unravel_index(top, values.shape), strict=True):
             coordinate = tuple(s.start + int(i) * s.step for s, i in zip(region, place, strict=True))
             found.append((float(distance[place]), coordinate, float(values[place])))
         found = sorted(found, key=lambda item: (-item[0], item[1]))[:most]
     return [Outlier(c, v, (v - row.mean) / row.std) for d, c, v in found if d >= 0]
+
+
+def _largest(values: Array, most: int) -> Array:
+    """Indices of the largest values, the first of equal ones."""
+    least = np.partition(values, -most)[-most] if values.size > most else values.min()
+    found = np.flatnonzero(values >= least)
+    return found[np.argsort(-values[found], kind="stable")[:most]]
