@@ -106,8 +106,8 @@ class Defaults:
     kv_heads: int | None = None  # None: as many as heads
     head_dim: int | None = None  # None: width / heads
     tied: bool = False
+    windows: Literal["never", "all layers", "by layer"] = "never"  # which layers can have one
     sliding_window: int | None = None
-    use_sliding_window: bool = True  # whether a window counts when no key says so
     ffn_ratio: int | None = None  # FFN neurons per width, where no key gives their number
     # Whether there are biases: always, never, or as the config key of this name says.
     qkv_bias: bool | str = False
@@ -117,14 +117,14 @@ class Defaults:
 
 DEFAULTS: dict[str, Defaults] = {
     "llama": Defaults(qkv_bias="attention_bias", output_bias="attention_bias", ffn_bias="mlp_bias"),
-    "mistral": Defaults(positions=131_072, kv_heads=8, sliding_window=4096),
-    "qwen2": Defaults(positions=32_768, kv_heads=32, sliding_window=4096, use_sliding_window=False, qkv_bias=True),
+    "mistral": Defaults(positions=131_072, kv_heads=8, windows="all layers", sliding_window=4096),
+    "qwen2": Defaults(positions=32_768, kv_heads=32, windows="by layer", sliding_window=4096, qkv_bias=True),
     "qwen3": Defaults(
         positions=32_768,
         kv_heads=32,
         head_dim=128,
+        windows="by layer",
         sliding_window=4096,
-        use_sliding_window=False,
         qkv_bias="attention_bias",
         output_bias="attention_bias",
     ),
@@ -172,6 +172,12 @@ class _Reader:
         if type(value) not in (int, float) or not 0 <= value < 1e30:
             raise self.fail(f"{key} is {_short(value)}, expected a number that is not negative")
         return float(value)
+
+    def positive(self, key: str, *, default: float) -> float:
+        value = self.number(key, default=default)
+        if not value:
+            raise self.fail(f"{key} is 0, expected a positive number")
+        return value
 
     def bias(self, rule: bool | str) -> bool:
         return self.flag(rule, default=False) if isinstance(rule, str) else rule
@@ -292,15 +298,15 @@ def _rope(read: _Reader, positions: int) -> Rope:
     outer = _Reader({**read.values, **block}, inner.where)
     rope = Rope(
         type=kind,
-        theta=outer.number("rope_theta", default=10_000.0) or 10_000.0,
-        partial=outer.number("partial_rotary_factor", default=1.0) or 1.0,
+        theta=outer.positive("rope_theta", default=10_000.0),
+        partial=outer.positive("partial_rotary_factor", default=1.0),
         factor=inner.number("factor"),
         original_positions=read.size(
             "original_max_position_embeddings",
             default=inner.size("original_max_position_embeddings", default=positions),
         ),
-        low_freq_factor=inner.number("low_freq_factor", default=1.0) or 1.0,
-        high_freq_factor=inner.number("high_freq_factor", default=4.0) or 4.0,
+        low_freq_factor=inner.positive("low_freq_factor", default=1.0),
+        high_freq_factor=inner.positive("high_freq_factor", default=4.0),
         beta_fast=inner.number("beta_fast") or 32.0,
         beta_slow=inner.number("beta_slow") or 1.0,
         attention_factor=inner.number("attention_factor"),
@@ -320,14 +326,20 @@ def _rope(read: _Reader, positions: int) -> Rope:
 def _windows(read: _Reader, layers: int, defaults: Defaults) -> tuple[int | None, ...]:
     """The sliding window of every layer. An absent key is the class default; a null one is no window."""
     absent = "sliding_window" not in read.values
-    has_window = absent or read.values["sliding_window"] is not None
-    if not has_window or not read.flag("use_sliding_window", default=defaults.use_sliding_window):
+    no_window = not absent and read.values["sliding_window"] is None
+    by_layer = defaults.windows == "by layer"
+    if defaults.windows == "never" or no_window or (by_layer and not read.flag("use_sliding_window", default=False)):
         return (None,) * layers
     window = defaults.sliding_window if absent else read.size("sliding_window", most=1 << 40)
+    if not by_layer:
+        return (window,) * layers
     types = read.values.get("layer_types")
-    if types is not None and not defaults.use_sliding_window:
-        if not isinstance(types, list) or len(types) != layers:
-            raise read.fail(f"layer_types does not list {layers} layers")
-        return tuple(window if kind == "sliding_attention" else None for kind in types)
-    first = 0 if defaults.use_sliding_window else int(read.number("max_window_layers", default=28) or 0)
-    return tuple(window if layer >= first else None for layer in range(layers))
+    if types is None:
+        first = int(read.number("max_window_layers", default=28) or 0)
+        return tuple(window if layer >= first else None for layer in range(layers))
+    if not isinstance(types, list) or len(types) != layers or not set(types) <= {_SLIDING, _FULL}:
+        raise read.fail(f"layer_types does not say {_SLIDING} or {_FULL} for each of {layers} layers")
+    return tuple(window if kind == _SLIDING else None for kind in types)
+
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"

@@ -143,9 +143,10 @@ class _Sums:
         if not finite.all():
             x, y = x[finite], y[finite]
         x, y = x.ravel(), y.ravel()
-        d = y - x
-        self.aa += float(x @ x)
-        self.bb += float(y @ y)
-        self.ab += float(x @ y)
-        self.dd += float(d @ d)
-        self.largest = max(self.largest, float(np.abs(d).max(initial=0.0)))
+        with np.errstate(over="ignore", invalid="ignore"):  # sums beyond float64 are inf
+            d = y - x
+            self.aa += float(x @ x)
+            self.bb += float(y @ y)
+            self.ab += float(x @ y)
+            self.dd += float(d @ d)
+            self.largest = max(self.largest, float(np.abs(d).max(initial=0.0)))
