@@ -47,7 +47,6 @@ class Rope:
 
     type: RopeType = "default"
     theta: float = 10_000.0
-    partial: float = 1.0  # the share of a head's dimensions that is rotated
     factor: float | None = None
     original_positions: int = 0  # of pretraining, before the context was extended
     low_freq_factor: float = 1.0
@@ -98,9 +97,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What transformers' config class assumes for a key that a config.json leaves out."""
+    """What transformers' config class reads, and what it assumes for a key that is left out."""
 
+    activation_key: str = "hidden_act"
     activation: str = "silu"
+    eps_key: str = "rms_norm_eps"
     eps: float = 1e-6
     positions: int = 2048
     kv_heads: int | None = None  # None: as many as heads
@@ -129,7 +130,9 @@ DEFAULTS: dict[str, Defaults] = {
         output_bias="attention_bias",
     ),
     "gpt2": Defaults(
+        activation_key="activation_function",
         activation="gelu_new",
+        eps_key="layer_norm_epsilon",
         eps=1e-5,
         positions=1024,
         tied=True,
@@ -254,8 +257,8 @@ def normalise(values: Mapping[str, Any], where: str) -> Config:
         ffn=read.size("intermediate_size", "n_inner", default=neurons),
         vocab=read.size("vocab_size"),
         positions=positions,
-        activation=read.word("hidden_act", "activation_function", known=ACTIVATIONS) or defaults.activation,
-        eps=read.number("rms_norm_eps", "layer_norm_epsilon", default=defaults.eps) or 0.0,
+        activation=read.word(defaults.activation_key, known=ACTIVATIONS) or defaults.activation,
+        eps=read.number(defaults.eps_key, default=defaults.eps) or 0.0,
         tied=read.flag("tie_word_embeddings", default=defaults.tied),
         rope=_rope(read, positions),
         windows=_windows(read, layers, defaults),
@@ -285,8 +288,8 @@ def quantization(values: Mapping[str, Any], where: str) -> str | None:
 
 
 def _rope(read: _Reader, positions: int) -> Rope:
-    """transformers' rope_parameters (v5) or rope_scaling + rope_theta (before), in one form."""
-    key, block = read.get("rope_parameters", "rope_scaling")
+    """transformers' rope_parameters (v5) or rope_scaling + rope_theta (before, and first), in one form."""
+    key, block = read.get("rope_scaling", "rope_parameters")
     if block is None:
         block = {}
     if not isinstance(block, dict):
@@ -299,7 +302,6 @@ def _rope(read: _Reader, positions: int) -> Rope:
     rope = Rope(
         type=kind,
         theta=outer.positive("rope_theta", default=10_000.0),
-        partial=outer.positive("partial_rotary_factor", default=1.0),
         factor=inner.number("factor"),
         original_positions=read.size(
             "original_max_position_embeddings",

@@ -13,8 +13,9 @@ from weightkit.config import Config
 from weightkit.dtypes import Array
 from weightkit.errors import AddressError, EngineError, WeightkitError, one_line
 from weightkit.parallel import Progress, in_order
-from weightkit.registry import Registry, Selection, Weight, open_registry
+from weightkit.registry import Registry, open_registry
 from weightkit.tensor import whole
+from weightkit.weight import Selection, Weight
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
 if TYPE_CHECKING:

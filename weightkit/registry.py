@@ -2,160 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from weightkit.address import AXES, Address, Index, axis_names, parse, path_matches, resolve_ends, split_path
 from weightkit.architectures import ARCHITECTURES
 from weightkit.architectures.parts import Architecture, Role, Slot
 from weightkit.checkpoint import CONFIG, Checkpoint
 from weightkit.config import Config, model_type, normalise, quantization
-from weightkit.dtypes import Array, DType
-from weightkit.errors import AddressError, ConfigError, FormatError, nearest
-from weightkit.layout import PLAIN, Layout, clip
-from weightkit.tensor import Region, Source, region_shape, region_size, whole
+from weightkit.errors import AddressError, ConfigError, nearest
+from weightkit.layout import PLAIN, Layout
+from weightkit.tensor import Region, Source, whole
+from weightkit.weight import Axis, Selection, Weight
 
 TokenId = Callable[[str], int]
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """A named axis of a weight: `count` things, each `width` consecutive indices."""
-
-    name: str
-    count: int
-    width: int = 1
-    also: str = ""  # a second name: a key head that only one query head uses is that head's own
-
-    @property
-    def size(self) -> int:
-        """Length of the axis."""
-        return self.count * self.width
-
-    def answers_to(self, name: str) -> bool:
-        """Whether an index by this axis name applies."""
-        return name in (self.name, self.also)
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """One named weight of a model, as a matrix in [out, in] orientation. Reads nothing until asked."""
-
-    address: str
-    name: str  # of the tensor in the file that stores it
-    role: Role
-    axes: tuple[Axis, ...]
-    layer: int | None
-    source: Source | None  # None: only a config.json was opened
-    layout: Layout = PLAIN
-    tied_to: str | None = None  # the address of the weight that has the same numbers
-    alias: bool = False  # tied, and without a tensor of its own
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[out, in], or the tensor's own shape where it has no role."""
-        return tuple(axis.size for axis in self.axes)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def dtype(self) -> DType:
-        """The element type in the file."""
-        return self.stored.dtype
-
-    @property
-    def stored(self) -> Source:
-        """The tensor that holds the numbers. FormatError where only a config.json was opened."""
-        if self.source is None:
-            raise FormatError(f"{self.address}: only a config.json was opened; its weights are not there")
-        return self.source
-
-    @property
-    def reads_residual(self) -> bool:
-        """Whether its input is the residual stream."""
-        return len(self.axes) == 2 and self.axes[1].name == "residual" and self.role is not Role.EMBEDDING
-
-    @property
-    def writes_residual(self) -> bool:
-        """Whether its output is added to the residual stream."""
-        return self.role in (Role.EMBEDDING, Role.POSITION) or (len(self.axes) == 2 and self.axes[0].name == "residual")
-
-    def array(self) -> Array:
-        """The numbers as float32, [out, in]; on the memory map itself where the file has float32."""
-        return self.dtype.decode(self.layout.view(self.stored.mapped()))
-
-    def read(self, region: Region) -> Array:
-        """Stored elements of a region of the matrix, read from the file as a new array."""
-        return self.layout.read(self.stored, region)
-
-    def tiles(self) -> Iterator[Region]:
-        """Regions that cover the matrix in blocks of bounded size, in the order of the file."""
-        return self.layout.tiles(self.stored.shape)
-
-    def parameters(self) -> int:
-        """Parameters that this weight adds to the model: none if it is tied to another."""
-        return 0 if self.tied_to else self.size
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """A rectangle of one weight: what an address with an index names."""
-
-    weight: Weight
-    region: Region
-    index: tuple[Index, ...] = ()
-
-    @property
-    def address(self) -> str:
-        """The canonical address, with its index."""
-        return str(replace(parse(self.weight.address), index=self.index))
-
-    @property
-    def name(self) -> str:
-        """The name of the tensor in the file."""
-        return self.weight.name
-
-    @property
-    def role(self) -> Role:
-        """The role of the weight."""
-        return self.weight.role
-
-    @property
-    def dtype(self) -> DType:
-        """The element type in the file."""
-        return self.weight.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of what is selected."""
-        return region_shape(self.region)
-
-    @property
-    def size(self) -> int:
-        """Number of elements selected."""
-        return region_size(self.region)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of the weight is selected."""
-        return self.region == whole(self.weight.shape)
-
-    def array(self) -> Array:
-        """The selected numbers as float32."""
-        return self.weight.dtype.decode(self.weight.read(self.region))
-
-    def blocks(self) -> Iterator[tuple[Region, Array]]:
-        """The selection in blocks of bounded size: (region of the weight, its stored elements)."""
-        for tile in self.weight.tiles():
-            pairs = zip(self.region, tile, strict=True)
-            part = tuple(clip(wanted, t.start, t.stop) for wanted, t in pairs)
-            if all(s.start < s.stop for s in part):
-                yield part, self.weight.read(part)
 
 
 class Registry(Mapping[str, Weight]):

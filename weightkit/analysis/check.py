@@ -11,8 +11,9 @@ import numpy as np
 from weightkit.analysis.compare import compare
 from weightkit.checkpoint import Checkpoint
 from weightkit.parallel import Progress, in_order
-from weightkit.registry import Registry, Selection, Weight
+from weightkit.registry import Registry
 from weightkit.tensor import whole
+from weightkit.weight import Selection, Weight
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -11,8 +11,9 @@ import numpy as np
 
 from weightkit.dtypes import Array
 from weightkit.parallel import Progress, in_order
-from weightkit.registry import Registry, Selection, Weight
+from weightkit.registry import Registry
 from weightkit.tensor import Tensor, whole
+from weightkit.weight import Selection, Weight
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from weightkit.architectures.parts import Role
 from weightkit.config import Config
 from weightkit.dtypes import DTYPES
-from weightkit.registry import Registry, Weight
+from weightkit.registry import Registry
+from weightkit.weight import Weight
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ import numpy as np
 
 from weightkit.dtypes import DTYPES, Array, DType
 from weightkit.kernels import Moments
-from weightkit.registry import Selection
+from weightkit.weight import Selection
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 PATTERNS = 1 << 16

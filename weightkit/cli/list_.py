@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from weightkit.cli.output import Address, Csv, Json, Markdown, ModelPath, emit, open_model, rows
-from weightkit.registry import Selection
 from weightkit.report import units
 from weightkit.report.tables import Column
 from weightkit.tensor import whole
+from weightkit.weight import Selection
 
 FIELDS = ("address", "name", "role", "layer", "dtype", "shape", "parameters", "tied_to")
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from weightkit.config import Config, Rope
 from weightkit.engine.functions import F32
+from weightkit.errors import EngineError
 
 
 def rotation(config: Config, length: int, start: int = 0) -> tuple[F32, F32]:  # -> [length - start, rotated / 2] twice
@@ -39,7 +40,8 @@ def depends_on_length(rope: Rope, positions: int, length: int) -> float:
 
 def inverse_frequencies(rope: Rope, head_dim: int, positions: int, length: int) -> tuple[NDArray[np.float64], float]:
     """Radians per position of each rotated pair, and a factor on cosine and sine."""
-    dim = int(head_dim * rope.partial)
+    dim = head_dim
+    _require_pairs(rope, dim)
     base = rope.theta ** (np.arange(0, dim, 2) / dim)  # [rotated / 2]
     match rope.type:
         case "linear":  # Chen et al., arXiv:2306.15595
@@ -53,6 +55,14 @@ def inverse_frequencies(rope: Rope, head_dim: int, positions: int, length: int) 
         case "longrope":
             return _longrope(rope, base, positions, length)
     return 1 / base, 1.0
+
+
+def _require_pairs(rope: Rope, dim: int) -> None:
+    if dim % 2 or (rope.type == "dynamic" and dim == 2):
+        raise EngineError(f"heads of {dim} dimensions cannot be rotated in pairs")
+    for name, factors in (("short_factor", rope.short_factor), ("long_factor", rope.long_factor)):
+        if factors and len(factors) != dim // 2:
+            raise EngineError(f"the config's {name} has {len(factors)} numbers for {dim // 2} pairs")
 
 
 def _factor(rope: Rope) -> float:
@@ -109,5 +119,5 @@ def _longrope(rope: Rope, base: NDArray[np.float64], positions: int, length: int
     original = rope.original_positions
     factors = rope.long_factor if length > original else rope.short_factor
     factor = rope.factor or positions / original
-    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
     return 1 / (np.array(factors) * base), rope.attention_factor or attention

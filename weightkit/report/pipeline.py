@@ -6,9 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from weightkit.architectures.parts import Role
-from weightkit.registry import Registry, Weight
+from weightkit.registry import Registry
 from weightkit.report import units
 from weightkit.report.tables import Line
+from weightkit.weight import Weight
 
 
 @dataclass(frozen=True)

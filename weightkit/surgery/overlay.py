@@ -17,9 +17,10 @@ from weightkit.dtypes import Array, DType
 from weightkit.errors import EditError
 from weightkit.kernels import Moments
 from weightkit.layout import clip
-from weightkit.registry import Registry, Selection, TokenId
+from weightkit.registry import Registry, TokenId
 from weightkit.surgery.edits import Edit, gaussian
 from weightkit.tensor import BLOCK, Region, Source, tiles
+from weightkit.weight import Selection
 
 
 @dataclass(frozen=True)
