@@ -31,12 +31,11 @@ def in_order(
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
-        futures = [threads.submit(function, task) for task in tasks]
-        try:
-            yield from _collect(futures, progress)
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+    threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
+    try:
+        yield from _collect([threads.submit(function, task) for task in tasks], progress)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _collect(futures: Sequence[Future[Result]], progress: Progress | None) -> Iterator[Result]:

@@ -82,7 +82,8 @@ def _run(arguments: list[str] | None) -> int:
         return 1
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
-        return 130
+        sys.stderr.flush()
+        os._exit(130)  # what had to be put right is; do not wait for threads that still read
     except Exception as error:
         if os.environ.get("WEIGHTKIT_DEBUG") == "1":
             raise
