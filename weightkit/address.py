@@ -17,7 +17,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weightkit.errors import AddressError
 
@@ -45,18 +45,23 @@ class Address:
     path: tuple[Segment, ...] = ()
     index: tuple[Index, ...] = ()
     name: str | None = None  # a glob over the names in the file, instead of a path
-    text: str = ""  # what the user wrote after name:, before the index was split off
+    text: str = field(default="", compare=False)  # what the user wrote, after name: if it begins so
 
     def __str__(self) -> str:
         base = f"name:{self.name}" if self.name is not None else ".".join(map(_segment, self.path))
-        return base + (f"[{', '.join(map(str, self.index))}]" if self.index else "")
+        return base + index_text(self.index)
+
+
+def index_text(index: tuple[Index, ...]) -> str:
+    """An index as it is written, in brackets; nothing for none."""
+    return f"[{', '.join(map(str, index))}]" if index else ""
 
 
 def parse(text: str) -> Address:
     """Read an address. Raises AddressError, with the user's own words, where it cannot be read."""
-    text = text.strip()
     if text.startswith("name:"):
         return _parse_name(text.removeprefix("name:"))
+    text = text.strip()
     path, bracket, rest = text.partition("[")
     if not path:
         raise AddressError(f"{text!r}: an address starts with a name, such as layers.0.attn.q or embed")
@@ -67,7 +72,7 @@ def parse(text: str) -> Address:
             f"{text!r}: cannot read {bracket + rest!r}; an index is like [head=3], "
             '[token="Paris"], [neuron=0:8], [3968, 7003] or [:, 17]'
         )
-    return Address(_canonical(segments), index)
+    return Address(_canonical(segments), index, text=text)
 
 
 def path_matches(pattern: tuple[Segment, ...], path: tuple[Segment, ...], is_weight: Callable[[int], bool]) -> bool:
@@ -267,10 +272,12 @@ def _place(path: list[Segment], before: str) -> str:
     return inside if len(path) == 3 or (before == inside == "ffn" and path[3] == "experts") else "elsewhere"
 
 
-def axis_names(index: Iterable[Index]) -> list[str]:
+def axis_names(index: tuple[Index, ...]) -> list[str]:
     """The axis names that an index uses. AddressError for one that is not in the language."""
     names = [item.axis for item in index if item.axis is not None]
     for name in names:
         if name not in AXES:
             raise AddressError(f"no axis is called {name!r}; axes are {', '.join(AXES)}")
+        if names.count(name) > 1:
+            raise AddressError(f"{index_text(tuple(index))}: names the axis {name} twice")
     return names

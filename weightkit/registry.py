@@ -137,16 +137,16 @@ class Registry(Mapping[str, Weight]):
         if not self._weights:
             return (
                 f"{address}: this model's tensors have no roles, only names; write name:… with a name from "
-                f"the file{nearest(str(address), self.by_name)}"
+                f"the file{nearest(address.text, self.by_name)}"
             )
         layers = self.config.layers if self.config else 0
         if len(address.path) > 1 and address.path[0] == "layers":
             at = address.path[1]
             if isinstance(at, int) and not -layers <= at < layers:
                 return f"{address}: there is no layer {at}; this model has layers 0 to {layers - 1}"
+        if address.text in self.by_name:
+            return f"{address.text}: is a name in the file, not an address; write name:{address.text}"
         text = str(replace(address, index=()))
-        if text in self.by_name:
-            return f"{address}: is a name in the file, not an address; write name:{text}"
         candidates = {".".join(key.split(".")[:n]) for key in self._weights for n in range(1, key.count(".") + 2)}
         return f"{address}: nothing in this model has this address{nearest(text, sorted(candidates))}"
 

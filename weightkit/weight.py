@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from weightkit.address import Index, parse
+from weightkit.address import Index, index_text
 from weightkit.architectures.parts import Role
 from weightkit.dtypes import Array, DType
 from weightkit.errors import FormatError
@@ -31,6 +31,9 @@ class Axis:
     def answers_to(self, name: str) -> bool:
         """Whether an index by this axis name applies."""
         return name in (self.name, self.also)
+
+
+_TABLES = (Role.EMBEDDING, Role.POSITION)  # a row of theirs is looked up, not multiplied with
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,12 @@ class Weight:
     @property
     def reads_residual(self) -> bool:
         """Whether its input is the residual stream."""
-        return len(self.axes) == 2 and self.axes[1].name == "residual" and self.role is not Role.EMBEDDING
+        return len(self.axes) == 2 and self.axes[1].name == "residual" and self.role not in _TABLES
 
     @property
     def writes_residual(self) -> bool:
         """Whether its output is added to the residual stream."""
-        return self.role in (Role.EMBEDDING, Role.POSITION) or (len(self.axes) == 2 and self.axes[0].name == "residual")
+        return self.role in _TABLES or (len(self.axes) == 2 and self.axes[0].name == "residual")
 
     def array(self) -> Array:
         """The numbers as float32, [out, in]; on the memory map itself where the file has float32."""
@@ -107,7 +110,7 @@ class Selection:
     @property
     def address(self) -> str:
         """The canonical address, with its index."""
-        return str(replace(parse(self.weight.address), index=self.index))
+        return self.weight.address + index_text(self.index)
 
     @property
     def name(self) -> str:

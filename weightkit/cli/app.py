@@ -16,6 +16,8 @@ import typer
 from weightkit import __version__
 from weightkit.errors import WeightkitError, printable
 
+INTERRUPTED = 130
+
 # Each verb is the function of its own name in the module named here. Only the verb that is called is
 # imported: the others would double the time that a small command takes.
 VERBS = {
@@ -75,6 +77,8 @@ def _run(arguments: list[str] | None) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments
         app = application([arguments[0]] if arguments and arguments[0] in VERBS else VERBS)
         code = app(arguments, standalone_mode=False, prog_name="weightkit")
+        if code == INTERRUPTED:  # typer's way of passing on Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
@@ -83,7 +87,7 @@ def _run(arguments: list[str] | None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         sys.stderr.flush()
-        os._exit(130)  # what had to be put right is; do not wait for threads that still read
+        os._exit(INTERRUPTED)  # what had to be put right is; do not wait for threads that still read
     except Exception as error:
         if os.environ.get("WEIGHTKIT_DEBUG") == "1":
             raise

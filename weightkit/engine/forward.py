@@ -92,7 +92,8 @@ class Engine:
         With a cache, `ids` continue what it holds. `residuals` is filled with the residual stream
         before the first block and after every block, [b, t, width] each.
         """
-        with self._threads():
+        # What NaN or huge weights do to the numbers is for the caller to see, not for numpy to warn of.
+        with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             x, head = self.hidden(self.ids(ids), cache, residuals), self.weights["lm_head"]
             return linear(x, head, self.weights.get("lm_head.bias"))
 
@@ -105,6 +106,8 @@ class Engine:
     def hidden(self, ids: Ids, cache: Cache | None = None, residuals: list[F32] | None = None) -> F32:
         """The normed output of the last block, [b, t] -> [b, t, width]."""
         cache = Cache() if cache is None else cache
+        if len(cache) and len(ids) != len(cache.ids):
+            raise EngineError(f"the cache holds {len(cache.ids)} sequences, not {len(ids)}")
         new = ids.shape[1]
         length = len(cache) + new
         frequencies = depends_on_length(self.config.rope, self.config.positions, length)
@@ -120,7 +123,7 @@ class Engine:
             x = self._block(x, layer, turn, cache)
         if residuals is not None:
             residuals.append(x[:, -new:])
-        cache.ids = np.concatenate((cache.ids[: len(ids)], ids), axis=1) if len(cache) else ids
+        cache.ids = np.concatenate((cache.ids, ids), axis=1) if len(cache) else ids
         return self._norm(x[:, -new:], "norm")
 
     def _embed(self, ids: Ids, start: int) -> F32:  # [b, t] -> [b, t, width]

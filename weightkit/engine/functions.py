@@ -74,7 +74,7 @@ def erf(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     a = np.abs(x)
     small, middle = a <= 0.46875, a <= 4.0
-    z = np.where(small, x * x, 0.0)
+    z = np.square(np.minimum(a, 0.46875))
     near = x * _ratio(_ERF_NEAR, z)
     far_a = np.clip(a, 0.46875, 26.0)
     mid = np.exp(-far_a * far_a) * _ratio(_ERF_MIDDLE, np.minimum(far_a, 4.0))

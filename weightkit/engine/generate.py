@@ -9,7 +9,7 @@ import numpy as np
 
 from weightkit.engine.cache import Cache
 from weightkit.engine.forward import Engine
-from weightkit.engine.functions import F32, softmax
+from weightkit.engine.functions import F32
 from weightkit.errors import EngineError
 
 
@@ -26,6 +26,8 @@ class Sampling:
             raise EngineError(f"the temperature is a number from 0, got {self.temperature:g}")
         if self.top_k is not None and self.top_k < 1:
             raise EngineError(f"top_k is at least 1, got {self.top_k}")
+        if self.seed < 0:
+            raise EngineError(f"a seed is not negative, got {self.seed}")
 
 
 def generate(
@@ -40,6 +42,8 @@ def generate(
     random = np.random.default_rng(sampling.seed)
     cache = Cache()
     following = engine.ids(ids)
+    if len(following) != 1:
+        raise EngineError(f"generation continues one sequence of ids, not {len(following)}")
     for _ in range(tokens):
         if engine.architecture.positions == "learned" and len(cache) + following.shape[1] > engine.config.positions:
             if not len(cache):
@@ -60,5 +64,7 @@ def choose(logits: F32, sampling: Sampling, random: np.random.Generator) -> int:
     if sampling.temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")[: sampling.top_k]
-    p = softmax(logits[order] / np.float32(sampling.temperature)).astype(np.float64)
+    below = (logits[order] - logits[order[0]]).astype(np.float64)  # 0 and less, so that nothing overflows
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        p = np.where(below == 0, 1.0, np.exp(below / sampling.temperature))
     return int(order[np.searchsorted(np.cumsum(p) / p.sum(), random.random(), side="right").clip(max=len(order) - 1)])

@@ -120,4 +120,6 @@ def _longrope(rope: Rope, base: NDArray[np.float64], positions: int, length: int
     factors = rope.long_factor if length > original else rope.short_factor
     factor = rope.factor or positions / original
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
-    return 1 / (np.array(factors) * base), rope.attention_factor or attention
+    if rope.attention_factor is not None:
+        attention = rope.attention_factor
+    return 1 / (np.array(factors) * base), attention

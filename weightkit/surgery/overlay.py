@@ -69,7 +69,8 @@ class Change:
             case "set":
                 values = np.full_like(values, edit.value)
             case "scale":
-                values = values * edit.value
+                with np.errstate(over="ignore"):  # refused below, by name
+                    values = values * edit.value
             case "noise":
                 drawn = gaussian(edit.seed, weight.address, weight.shape or (1,), region)
                 values = values + self.noise_std * (drawn.T if transposed else drawn)
