@@ -136,7 +136,7 @@ class Registry(Mapping[str, Weight]):
     def _why_nothing(self, address: Address) -> str:
         if not self._weights:
             return (
-                f"{address}: this model's tensors have no roles, only names; write name:… with a name from "
+                f"{address.text}: this model's tensors have no roles, only names; write name:… with a name from "
                 f"the file{nearest(address.text, self.by_name)}"
             )
         layers = self.config.layers if self.config else 0

@@ -62,18 +62,20 @@ class Change:
 
     def _apply(self, stored: Array, region: Region, transposed: bool) -> Array:
         dtype, edit, weight = self.selection.dtype, self.edit, self.selection.weight
-        values = dtype.decode(stored, np.float64)
-        match edit.op:
-            case "zero":
-                values = np.zeros_like(values)
-            case "set":
-                values = np.full_like(values, edit.value)
-            case "scale":
-                with np.errstate(over="ignore"):  # refused below, by name
-                    values = values * edit.value
-            case "noise":
-                drawn = gaussian(edit.seed, weight.address, weight.shape or (1,), region)
-                values = values + self.noise_std * (drawn.T if transposed else drawn)
+        before = dtype.decode(stored, np.float64)
+        with np.errstate(over="ignore"):  # refused below, by name
+            match edit.op:
+                case "zero":
+                    values = np.zeros_like(before)
+                case "set":
+                    values = np.full_like(before, edit.value)
+                case "scale":
+                    values = before * edit.value
+                case "noise":
+                    drawn = gaussian(edit.seed, weight.address, weight.shape or (1,), region)
+                    values = before + self.noise_std * (drawn.T if transposed else drawn)
+        if not np.isfinite(values[np.isfinite(before)]).all():
+            raise EditError(f"{edit}: in {weight.address}, numbers become larger than float64 can hold")
         try:
             written = dtype.encode(values)
         except EditError as error:

@@ -1,0 +1,330 @@
+"""The command line: what every verb prints, as JSON, CSV, Markdown and plain text, and its exit codes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import weightkit as wk
+from tests.by_hand import tokenizer, write_file
+from tests.conftest import Cli
+from tests.tiny import CONFIGS, FAMILIES, weights, write
+from weightkit.analysis.statistics import Statistics
+from weightkit.cli.app import VERBS
+
+# One command for each verb; A and B stand for two models. `demo` has tests of its own.
+COMMANDS: dict[str, list[str]] = {
+    "map": ["A"],
+    "count": ["A"],
+    "list": ["A"],
+    "show": ["A", "layers.0.attn.q"],
+    "stats": ["A", "layers.*.attn"],
+    "check": ["A"],
+    "diff": ["A", "B"],
+    "edit": ["A", "--zero", "layers.1.attn[head=1]", "--dry-run"],
+    "run": ["A", "w1 w2"],
+    "measure": ["A", "B", "--ids", "1,2,3,4"],
+}
+FIELDS: dict[str, str] = {  # that must keep their names: ../shared/DESIGN.md, 4
+    "count": "model_type total active stored bytes by_role by_layer by_dtype tied unclaimed",
+    "stats": "rows",
+    "diff": "identical changed only_a only_b unchanged",
+    "measure": "tokens nll_a nll_b perplexity_a perplexity_b kl_mean kl_max top1_agreement first_drift",
+    "run": "text ids next",
+}
+ROWS: dict[str, tuple[str, str]] = {
+    "stats": (
+        "rows",
+        "address name role layer dtype shape count nan inf zeros mean std min max abs_max l2 skewness kurtosis "
+        "quantiles exact",
+    ),
+    "diff": ("changed", "address name l2 relative_l2 max_abs cosine changed_fraction cause"),
+    "run": ("next", "token id logit probability"),
+}
+EXIT = {"diff": 1}  # these two models differ
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, Path]:
+    return {name: tokenizer(write(tmp_path / name, seed=seed)) for seed, name in enumerate("AB")}
+
+
+def line(verb: str, pair: dict[str, Path]) -> list[object]:
+    return [verb, *(pair.get(word, word) for word in COMMANDS[verb])]
+
+
+def test_every_verb_is_tested_here() -> None:
+    assert {*COMMANDS, "demo"} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help(cli: Cli, verb: str) -> None:
+    done = cli(*filter(None, [verb, "--help"]))
+    assert (done.code, done.err) == (0, "")
+    assert "Usage: weightkit" in done.out
+    if not verb:
+        assert all(re.search(rf"^\s*{name} ", done.out, re.MULTILINE) for name in VERBS)
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out == f"weightkit {wk.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_json(cli: Cli, pair: dict[str, Path], verb: str) -> None:
+    done = cli(*line(verb, pair), "--json")
+    assert (done.code, done.err) == (EXIT.get(verb, 0), "")
+    value = done.json  # one strict object and nothing else
+    assert next(iter(value)) == "schema"
+    assert value["schema"] == f"weightkit.{verb}/1"
+    assert set(FIELDS.get(verb, "").split()) <= value.keys()
+    if verb in ROWS:
+        name, fields = ROWS[verb]
+        assert value[name]
+        assert all(set(fields.split()) <= row.keys() for row in value[name])
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_plain_text_in_a_pipe(cli: Cli, pair: dict[str, Path], verb: str) -> None:
+    done = cli(*line(verb, pair))
+    assert (done.code, done.err) == (EXIT.get(verb, 0), "")
+    assert done.out.endswith("\n")
+    assert "\x1b" not in done.out
+    assert not re.search(r"\w…\w", done.out)  # nothing is cut where there is no width
+    assert not any(text != text.rstrip() for text in done.out.splitlines())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb != "run"])
+def test_every_family(cli: Cli, tmp_path: Path, family: str, verb: str) -> None:
+    pair = {name: write(tmp_path / name, family, seed=seed, shards=3) for seed, name in enumerate("AB")}
+    for kind in ([], ["--json"]):
+        done = cli(*line(verb, pair), *kind)
+        assert (done.code, done.err) == (EXIT.get(verb, 0), "")
+
+
+# ── the command line is the API ────────────────────────────────────────────────────────────────────
+
+
+def test_count_is_counts(cli: Cli, pair: dict[str, Path]) -> None:
+    found, counts = cli("count", pair["A"], "--json").json, wk.open(pair["A"]).counts()
+    for field in FIELDS["count"].split():
+        assert found[field] == getattr(counts, field)
+    text = cli("count", pair["A"]).out
+    for role, number in counts.by_role.items():
+        assert re.search(rf"^{role} +{number:,} .* {re.escape(counts.formulas[role])}$", text, re.MULTILINE)
+
+
+def test_stats_is_statistics(cli: Cli, pair: dict[str, Path]) -> None:
+    rows = cli("stats", pair["A"], "layers.0", "--json").json["rows"]
+    want = wk.open(pair["A"]).statistics("layers.0")
+    assert [Statistics(**row | {"shape": tuple(row["shape"])}) for row in rows] == want
+    assert all(number is not None for row in rows for number in row["quantiles"].values())
+
+
+def test_show_is_look(cli: Cli, pair: dict[str, Path]) -> None:
+    found = cli("show", pair["A"], "layers.0.attn.q[head=1]", "--json").json
+    look = wk.open(pair["A"]).look("layers.0.attn.q[head=1]")
+    assert found["statistics"]["mean"] == look.statistics.mean
+    assert found["histogram"] == dataclasses.asdict(look.histogram)
+    assert [o["value"] for o in found["outliers"]] == [o.value for o in look.outliers]
+    assert [o["coordinate"] for o in found["outliers"]] == [list(o.coordinate) for o in look.outliers]
+
+
+def test_diff_is_diff(cli: Cli, pair: dict[str, Path]) -> None:
+    found = cli("diff", pair["A"], pair["B"], "--json").json
+    want = wk.diff(wk.open(pair["A"]), wk.open(pair["B"]))
+    assert [row["l2"] for row in found["changed"]] == [row.l2 for row in want.changed]
+    same = cli("diff", pair["A"], pair["A"], "--json")
+    assert (same.code, same.json["identical"], same.json["changed"]) == (0, True, [])
+    assert cli("diff", pair["A"], pair["A"]).out == f"identical: {want.unchanged + len(want.changed)} weights to the bit\n"
+
+
+def test_diff_says_what_the_config_says(cli: Cli, tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", rms_norm_eps=1e-3)
+    done = cli("diff", a, b)
+    assert done.code == 1
+    assert "config: eps 1e-05 → 0.001" in done.out
+    assert cli("diff", a, b, "--json").json["config"] == {"eps": {"a": 1e-5, "b": 1e-3}}
+
+
+def test_run_is_next_tokens(cli: Cli, pair: dict[str, Path]) -> None:
+    model = wk.open(pair["A"])
+    found = cli("run", pair["A"], "w1 w2", "--top", 3, "--json").json
+    assert found["ids"] == [1, 2]
+    assert found["next"] == [dataclasses.asdict(token) for token in model.next_tokens("w1 w2", 3)]
+    assert cli("run", pair["A"], "--ids", "1, 2", "--top", 3, "--json").json["next"] == found["next"]
+    generated = cli("run", pair["A"], "w1 w2", "-n", 5, "--json").json
+    assert generated["ids"] == model.generate([1, 2], 5)
+    assert generated["text"] == model.generate("w1 w2", 5)
+    assert cli("run", pair["A"], "w1 w2", "-n", 5).out == generated["text"] + "\n"
+
+
+def test_measure_is_measure(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("w1 w5 w3 w9 w2 w2")
+    found = cli("measure", pair["A"], pair["B"], "--text", tmp_path / "text.txt", "--json").json
+    effect = wk.measure(wk.open(pair["A"]), wk.open(pair["B"]), ids=[[1, 5, 3, 9, 2, 2]])
+    for field in FIELDS["measure"].split():
+        assert found[field] == pytest.approx(getattr(effect, field), rel=1e-5)
+    assert cli("measure", pair["A"], pair["B"], "--text", "w1 w5 w3 w9 w2 w2", "--json").json == found
+    same = cli("measure", pair["A"], pair["A"], "--text", "w1 w5", "--json").json
+    assert (same["kl_max"], same["first_drift"], same["nll_a"]) == (0.0, None, same["nll_b"])
+
+
+def test_map_is_the_pipeline(cli: Cli, pair: dict[str, Path]) -> None:
+    found = cli("map", pair["A"], "--json").json
+    assert sum(step["parameters"] for step in found["steps"]) == found["total"]
+    text = cli("map", pair["A"]).out
+    starred = [words for words in text.splitlines() if re.match(r"\s*(│ )?\* ", words)]
+    assert len(starred) == sum(step["weights"] for step in found["steps"]) + 1  # and the legend
+
+
+@pytest.mark.parametrize("verb", ["count", "stats", "show"])
+def test_numbers_that_do_not_exist_are_null(cli: Cli, tmp_path: Path, verb: str) -> None:
+    path = write_file(tmp_path / "x.safetensors", {"x": np.full(3, np.nan, np.float32)})
+    done = cli(verb, path, *(["name:x"] if verb == "show" else []), "--json")
+    assert done.code == 0
+    value = done.json
+    if verb != "count":
+        row = value["rows"][0] if verb == "stats" else value["statistics"]
+        assert [row[name] for name in ("mean", "std", "min", "kurtosis")] == [None] * 4
+        assert row["nan"] == 3
+        assert set(row["quantiles"].values()) == {None}
+
+
+def test_a_tensor_without_an_address_has_its_name(cli: Cli, tmp_path: Path) -> None:
+    path = write_file(tmp_path / "x.safetensors", {"a.b[0]": np.ones(3)})
+    (row,) = cli("stats", path, "--json").json["rows"]
+    assert (row["address"], row["name"]) == ("name:a.b[0]", "a.b[0]")
+
+
+# ── edit ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_edit_parses_the_last_equals_sign(cli: Cli, pair: dict[str, Path]) -> None:
+    options = [
+        "--scale", "layers.0.attn.q[head=2]=0.5", "--set", "embed[token=3]=-1e-2",
+        "--noise", "layers.*.ffn=0.1", "--zero", "norm", "--zero", "layers.1.attn[head=1]", "--seed", "4",
+    ]  # fmt: skip
+    found = cli("edit", pair["A"], *options, "--dry-run", "--json").json
+    assert [(e["op"], e["address"], e["value"]) for e in found["edits"]] == [
+        ("zero", "norm", 0.0),
+        ("zero", "layers.1.attn[head=1]", 0.0),
+        ("set", "embed[token=3]", -0.01),
+        ("scale", "layers.0.attn.q[head=2]", 0.5),
+        ("noise", "layers.*.ffn", 0.1),
+    ]
+    assert (found["edits"][-1]["seed"], found["edits"][-1]["relative"]) == (4, True)
+    assert found["output"] is None
+
+
+def test_edit_saves_what_the_api_saves(cli: Cli, tmp_path: Path) -> None:
+    a = tokenizer(write(tmp_path / "a", shards=4))
+    done = cli("edit", a, "--zero", "layers.1.attn[head=1]", "-o", tmp_path / "b", "--json").json
+    wk.open(a).apply(wk.zero("layers.1.attn[head=1]")).save(tmp_path / "c")
+    assert cli("diff", tmp_path / "b", tmp_path / "c").code == 0
+    assert done["output"] == str(tmp_path / "b")
+    assert done["elements"] == 2 * 12 * 48
+    assert {t["name"].split(".")[-2] for t in done["tensors"]} == {"q_proj", "o_proj"}
+    assert len(done["rewritten"]) + len(done["linked"]) == 4
+    changed = cli("diff", a, tmp_path / "b", "--json").json["changed"]
+    assert [row["address"] for row in changed] == ["layers.1.attn.q", "layers.1.attn.o"]
+
+
+def test_edit_dry_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
+    a = write(tmp_path / "a", shards=4)
+    done = cli("edit", a, "--zero", "layers.1", "--dry-run", "-o", tmp_path / "b")
+    assert done.code == 0
+    assert "nothing was written" in done.out
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_edit_without_edits_copies(cli: Cli, tmp_path: Path) -> None:
+    a = write(tmp_path / "a", shards=4)
+    assert cli("edit", a, "-o", tmp_path / "b").code == 0
+    assert cli("diff", a, tmp_path / "b").code == 0
+
+
+def test_edit_measures(cli: Cli, pair: dict[str, Path]) -> None:
+    found = cli("edit", pair["A"], "--zero", "layers.1.attn", "--measure", "w1 w2 w3", "--json").json
+    assert set(FIELDS["measure"].split()) <= found["effect"].keys()
+    assert found["effect"]["first_drift"] == 1
+    none = cli("edit", pair["A"], "--scale", "layers.1.attn=1", "--ids", "1 2 3", "--json").json["effect"]
+    assert (none["kl_mean"], none["kl_max"], none["top1_agreement"], none["first_drift"]) == (0, 0, 1, None)
+    assert "perplexity" in cli("edit", pair["A"], "--zero", "norm", "--measure", "w1 w2").out
+
+
+# ── CSV and Markdown ───────────────────────────────────────────────────────────────────────────────
+
+ROWS_VERBS = ["list", "stats", "diff"]
+FORMULAS = ["=1+1", "+1", "-1", "@x", "\tx", "\rx"]
+
+
+def read_csv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text), strict=True))
+
+
+@pytest.mark.parametrize("verb", ROWS_VERBS)
+def test_csv_has_the_rows_of_the_json(cli: Cli, pair: dict[str, Path], verb: str) -> None:
+    rows = cli(*line(verb, pair), "--json").json["changed" if verb == "diff" else "rows"]
+    done = cli(*line(verb, pair), "--csv")
+    assert done.err == ""
+    found = read_csv(done.out)
+    assert [row["address"] for row in found] == [row["address"] for row in rows]
+    for got, want in zip(found, rows, strict=True):
+        numbers = {name: value for name, value in want.items() if isinstance(value, float)}
+        assert {name: float(got[name]) for name in numbers} == numbers
+        if verb == "stats":
+            assert float(got["q0.5"]) == want["quantiles"]["0.5"]
+
+
+@pytest.mark.parametrize("verb", ROWS_VERBS)
+def test_csv_runs_no_formula(cli: Cli, tmp_path: Path, verb: str) -> None:
+    names = [*FORMULAS, 'quote",', "new\nline", "плюс"]
+    a, b = (
+        write_file(tmp_path / f"{n}.safetensors", {name: np.full(2, i, np.float32) for name in names})
+        for i, n in enumerate("ab")
+    )
+    done = cli(verb, a, *([b] if verb == "diff" else []), "--csv")
+    found = [row["name"] for row in read_csv(done.out)]
+    assert len(found) == len(names)
+    assert not any(cell[:1] in "=+-@\t\r" for cell in found)
+    assert all(want in got for want, got in zip(names[:4], found[:4], strict=True))
+
+
+@pytest.mark.parametrize("verb", ROWS_VERBS)
+def test_markdown(cli: Cli, pair: dict[str, Path], verb: str) -> None:
+    done = cli(*line(verb, pair), "--markdown")
+    assert done.err == ""
+    lines = done.out.splitlines()
+    rows = cli(*line(verb, pair), "--json").json["changed" if verb == "diff" else "rows"]
+    assert len(lines) == len(rows) + 2
+    assert re.fullmatch(r"\|( -+:? \|)+", lines[1])
+    cells = [len(re.findall(r"(?<!\\)\|", text)) for text in lines]
+    assert len(set(cells)) == 1
+
+
+def test_markdown_escapes_names(cli: Cli, tmp_path: Path) -> None:
+    path = write_file(tmp_path / "x.safetensors", {"a|b<script>*[x](y)`": np.ones(2)})
+    (row,) = cli("list", path, "--markdown").out.splitlines()[2:]
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"\|", cli("list", path, "--markdown").out.splitlines()[1]))
+    assert "<script>" not in row
+
+
+def test_json_of_an_unknown_family_stays_clean(cli: Cli, tmp_path: Path) -> None:
+    path = write(tmp_path, model_type="unheard_of")
+    done = cli("count", path, "--json")
+    assert done.json["model_type"] is None
+    assert done.json["total"] == sum(a.size for a in weights(CONFIGS["llama"]).values())
+    assert json.loads(done.out)["unclaimed"]
+    assert "unheard_of" in done.err  # what is not available is said, and not on stdout
+    assert not math.isnan(done.json["total"])

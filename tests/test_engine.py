@@ -1,0 +1,389 @@
+"""The engine against transformers: stored logits, streams and texts; and that every part of it matters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import weightkit as wk
+from tests import make_golden as golden
+from tests import tiny
+from weightkit.architectures.parts import Architecture
+from weightkit.config import Config, Rope
+from weightkit.engine.cache import Cache
+from weightkit.engine.forward import Engine
+from weightkit.errors import EngineError, FormatError, WeightkitError
+from weightkit.registry import build
+
+TOLERANCE = 2e-5  # of max |Δlogit| / std(logit), as float32 sums in another order differ
+SHARED = ("stories260K", "cappgpt-v1", "cappgpt-v2", "slm4096")
+
+F32 = NDArray[np.float32]
+
+
+def error(got: F32, want: F32) -> float:
+    return float(np.abs(got - want).max() / want.std())
+
+
+# ── parity with transformers ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("family", "name"), golden.CASES)
+def test_logits_are_those_of_transformers(family: str, name: str, tmp_path: Path) -> None:
+    model, kept = wk.open(golden.write(tmp_path, family, name)), golden.read(family, name)
+    assert kept.error(model.logits(kept.ids)) < TOLERANCE
+    for alone, want in zip(kept.ids, kept.logits, strict=True):
+        assert error(model.logits(alone)[kept.positions], want) < TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "name"), golden.CASES)
+def test_golden_files_are_of_the_variants_as_they_are(family: str, name: str) -> None:
+    kept = golden.read(family, name)
+    assert kept.config == golden.config_of(family, name)
+    assert np.array_equal(kept.ids, golden.ids_of(family, name))
+
+
+@pytest.mark.parametrize(("family", "prefix"), [("llama", "model."), ("gpt2", "transformer.")])
+def test_names_without_their_prefix_are_the_same_model(family: str, prefix: str, tmp_path: Path) -> None:
+    made = tiny.weights(tiny.CONFIGS[family])
+    with_prefix = wk.open(tiny.write(tmp_path / "with", family))
+    bare = {name.removeprefix(prefix): array for name, array in made.items()}
+    without = wk.open(tiny.write(tmp_path / "without", family, tensors=bare))
+    assert np.array_equal(with_prefix.logits([1, 2, 3]), without.logits([1, 2, 3]))
+
+
+# What transformers' config classes do with keys that are not theirs, or that come twice. Each of these
+# has the logits of the plain variant, measured with transformers 5.23.
+STRAY_KEYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-window": ("llama", {"sliding_window": 5}),
+    "llama-layer-types": ("llama", {"sliding_window": 5, "layer_types": ["sliding_attention"] * 3}),
+    "llama-partial-rotary": ("llama", {"partial_rotary_factor": 0.5}),
+    "mistral-use-window": ("mistral", {"use_sliding_window": False}),
+    "gpt2-window": ("gpt2", {"sliding_window": 5}),
+    "gpt2-hidden-act": ("gpt2", {"hidden_act": "relu"}),
+    "gpt2-rms-norm-eps": ("gpt2", {"rms_norm_eps": 0.5}),
+}
+
+
+@pytest.mark.parametrize("case", STRAY_KEYS)
+def test_keys_that_a_family_does_not_read_change_nothing(case: str, tmp_path: Path) -> None:
+    family, keys = STRAY_KEYS[case]
+    plain = wk.open(tiny.write(tmp_path / "plain", family))
+    stray = wk.open(tiny.write(tmp_path / "stray", family, **keys))
+    ids = list(range(24))
+    assert np.array_equal(stray.logits(ids), plain.logits(ids))
+
+
+def test_rope_scaling_wins_over_rope_parameters_as_in_transformers(tmp_path: Path) -> None:
+    new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    both = wk.open(tiny.write(tmp_path / "both", rope_parameters=new, rope_scaling={"type": "linear", "factor": 4.0}))
+    old = wk.open(tiny.write(tmp_path / "old", rope_scaling={"type": "linear", "factor": 4.0}))
+    assert np.array_equal(both.logits([1, 2, 3, 4]), old.logits([1, 2, 3, 4]))
+
+
+# ── the shared checkpoints ───────────────────────────────────────────────────────────────────────────
+
+
+def reference(shared: Path, name: str) -> dict[str, NDArray[Any]]:
+    with np.load(shared / "models" / "reference" / f"{name}.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_trained_models_give_the_logits_and_streams_of_transformers(shared: Path, name: str) -> None:
+    model, want = wk.open(shared / "models" / name), reference(shared, name)
+    assert error(model.logits(want["ids"]), want["logits"]) < TOLERANCE
+    streams: list[F32] = []
+    normed = model.engine.hidden(want["ids"], residuals=streams)
+    layers = len(streams) - 1
+    for layer in range(layers):
+        assert error(streams[layer], want[f"hidden_{layer}"]) < TOLERANCE
+    assert error(normed, want[f"hidden_{layers}"]) < TOLERANCE  # transformers norms the last one
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_trained_models_write_the_text_of_transformers(shared: Path, name: str) -> None:
+    want = reference(shared, name)
+    assert wk.open(shared / "models" / name).generate(want["ids"][0].tolist(), 64) == want["greedy"][0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("folder", "least", "most"), [("st-sharded", 0, 0), ("st-fp16", 1e-4, 0.02), ("st-bf16", 0.01, 0.1)]
+)
+def test_other_formats_are_as_close_as_their_type_allows(shared: Path, folder: str, least: float, most: float) -> None:
+    ids = reference(shared, "stories260K")["ids"]
+    original = wk.open(shared / "models" / "stories260K").logits(ids)
+    other = wk.open(shared / "models" / "stories260K-formats" / folder).logits(ids)
+    assert least <= np.abs(other - original).max() <= most
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
+def test_shards_and_types_do_not_change_what_is_computed(family: str, dtype: str, tmp_path: Path) -> None:
+    single = wk.open(tiny.write(tmp_path / "single", family, dtype=dtype))
+    sharded = wk.open(tiny.write(tmp_path / "sharded", family, dtype=dtype, shards=3))
+    rounded = {k: v.astype(tiny.NUMPY[dtype]).astype(np.float32) for k, v in tiny.weights(tiny.CONFIGS[family]).items()}
+    widened = wk.open(tiny.write(tmp_path / "widened", family, tensors=rounded))
+    ids = [5, 6, 7, 96]
+    assert np.array_equal(single.logits(ids), sharded.logits(ids))
+    assert np.array_equal(single.logits(ids), widened.logits(ids))
+
+
+# ── the cache ────────────────────────────────────────────────────────────────────────────────────────
+
+CACHED = [
+    ("llama", "plain"),
+    ("llama", "dynamic-long"),  # the frequencies change at every token past position 16
+    ("llama", "longrope-long"),  # and here once, at 16
+    ("llama", "yarn"),
+    ("mistral", "window"),
+    ("mistral", "window-of-one"),
+    ("qwen2", "layer-types"),
+    ("qwen3", "bias"),
+    ("gpt2", "full-length"),
+]
+
+
+@pytest.mark.parametrize("chunks", [[1], [5, 2], [13, 1, 4]], ids=str)
+@pytest.mark.parametrize(("family", "name"), CACHED)
+def test_cache_on_equals_cache_off(family: str, name: str, chunks: Sequence[int], tmp_path: Path) -> None:
+    engine, ids = wk.open(golden.write(tmp_path, family, name)).engine, golden.ids_of(family, name)
+    cache, start, turn = Cache(), 0, 0
+    while start < ids.shape[1]:
+        stop = min(start + chunks[turn % len(chunks)], ids.shape[1])
+        residuals: list[F32] = []
+        expected: list[F32] = []
+        got = engine.logits(ids[:, start:stop], cache, residuals)
+        want = engine.logits(ids[:, :stop], residuals=expected)[:, start:]
+        assert error(got, want) < TOLERANCE
+        assert error(np.stack(residuals), np.stack(expected)[:, :, start:]) < TOLERANCE
+        assert len(cache) == stop
+        assert np.array_equal(cache.ids, ids[:, :stop])
+        start, turn = stop, turn + 1
+
+
+def test_cached_keys_are_not_shared_between_caches(tmp_path: Path) -> None:
+    engine = wk.open(tiny.write(tmp_path)).engine
+    one, other = Cache(), Cache()
+    engine.logits([1, 2, 3], one)
+    engine.logits([4, 5], other)
+    assert error(engine.logits([6], one), engine.logits([1, 2, 3, 6])[:, -1:]) < TOLERANCE
+
+
+# ── breaking any one field fails parity somewhere ────────────────────────────────────────────────────
+
+CONFIG_BREAKS: list[tuple[str, str, Any]] = [
+    ("width", "llama/plain", 47),
+    ("layers", "llama/plain", 2),
+    ("heads", "llama/plain", 8),
+    ("kv_heads", "llama/plain", 4),
+    ("head_dim", "llama/head-dim", 12),
+    ("ffn", "gpt2/n-inner", 192),
+    ("vocab", "llama/plain", 96),
+    ("positions", "gpt2/plain", 65),
+    ("positions", "llama/dynamic-long", 17),
+    ("positions", "llama/yarn-factor-null", 65),
+    ("positions", "llama/longrope-long", 63),
+    ("activation", "llama/plain", "gelu"),
+    ("activation", "llama/gelu", "gelu_new"),
+    ("activation", "llama/gelu-tanh", "gelu"),
+    ("activation", "gpt2/plain", "gelu"),
+    ("eps", "llama/eps", 0.101),
+    ("eps", "qwen3/tied", 0.201),
+    ("eps", "gpt2/eps", 0.101),
+    ("tied", "llama/tied", False),
+    ("windows", "mistral/window", (8, 8, 8)),
+    ("windows", "mistral/window", (6, 7, 7)),
+    ("windows", "mistral/window-null", (23, 23, 23)),
+    ("windows", "qwen2/window-unused", (5, 5, 5)),
+    ("windows", "qwen2/windows", (5, 5, 5)),
+    ("windows", "qwen2/layer-types", (6, 6, 6)),
+    ("qkv_bias", "llama/bias", False),
+    ("qkv_bias", "qwen2/window-unused", False),
+    ("qkv_bias", "qwen3/bias", False),
+    ("qkv_bias", "gpt2/plain", False),
+    ("output_bias", "llama/attention-bias", False),
+    ("output_bias", "gpt2/plain", False),
+    ("ffn_bias", "llama/bias", False),
+    ("ffn_bias", "gpt2/plain", False),
+    ("scale_attention", "gpt2/plain", False),
+    ("scale_attention", "gpt2/unscaled", True),
+    ("scale_by_layer", "gpt2/plain", True),
+    ("scale_by_layer", "gpt2/scale-by-layer", False),
+    ("cross_attention", "gpt2/plain", True),
+]
+ROPE_BREAKS: list[tuple[str, str, Any]] = [
+    ("type", "llama/linear", "default"),
+    ("type", "llama/llama3", "linear"),
+    ("type", "llama/dynamic-long", "default"),
+    ("type", "llama/yarn", "llama3"),
+    ("type", "llama/longrope-long", "yarn"),
+    ("theta", "llama/theta", 501.0),
+    ("factor", "llama/linear", 3.01),
+    ("factor", "llama/dynamic-long", 2.01),
+    ("factor", "llama/llama3", 8.1),
+    ("factor", "llama/yarn", 4.01),
+    ("factor", "llama/longrope-factor", 8.1),
+    ("original_positions", "llama/llama3", 63),
+    ("original_positions", "llama/yarn", 256),
+    ("original_positions", "llama/longrope-at-original", 15),
+    ("original_positions", "llama/longrope-original-outside", 16),
+    ("low_freq_factor", "llama/llama3", 1.01),
+    ("high_freq_factor", "llama/llama3", 4.01),
+    ("beta_fast", "llama/yarn-exact-range", 4.1),
+    ("beta_slow", "llama/yarn-exact-range", 0.51),
+    ("attention_factor", "llama/yarn-attention-factor", 1.301),
+    ("attention_factor", "llama/yarn-attention-factor", None),
+    ("attention_factor", "llama/longrope-attention-factor", None),
+    ("mscale", "llama/yarn-mscale", 0.71),
+    ("mscale_all_dim", "llama/yarn-mscale", 1.61),
+    ("truncate", "llama/yarn-exact-range", True),
+    ("short_factor", "llama/longrope-short", (1.0,) * 6),
+    ("long_factor", "llama/longrope-long", (1.0,) * 6),
+]
+ARCHITECTURE_BREAKS: list[tuple[str, str, Any]] = [
+    ("prefixes", "llama/plain", ("other.",)),
+    ("norm", "llama/plain", "layer"),
+    ("norm", "gpt2/plain", "rms"),
+    ("positions", "gpt2/plain", "rope"),
+    ("positions", "llama/plain", "learned"),
+    ("gated", "llama/plain", False),
+    ("gated", "gpt2/plain", True),
+    ("qk_norm", "qwen3/plain", False),
+]
+# Changes to every slot whose address ends so.
+SLOT_BREAKS: list[tuple[str, str, dict[str, Any]]] = [
+    ("attn.q", "gpt2/plain", {"part": 1}),  # each is another third of the fused tensor
+    ("attn.k", "gpt2/plain", {"part": 2}),
+    ("attn.v", "gpt2/plain", {"part": 0}),
+    ("attn.o", "gpt2/plain", {"transposed": False}),  # square: shapes do not tell
+    ("norm", "gpt2/plain", {"bias": "never"}),
+    ("lm_head", "llama/tied-with-own-head", {"name": "elsewhere"}),  # the embedding would be used
+]
+UNFELT = {"model_type", "dtype", "quantization", "ignored", "rope", "slots"}  # the last two by their own tables
+
+
+def broken(case: str, folder: Path, config: dict[str, Any], architecture: dict[str, Any]) -> float:
+    """The parity error of a variant with some fields replaced; infinite where that is refused."""
+    family, name = case.split("/")
+    model, kept = wk.open(golden.write(folder, family, name)), golden.read(family, name)
+    registry = model.registry
+    assert registry.architecture is not None
+    assert registry.config is not None
+    if "rope" in config:
+        config = {"rope": dataclasses.replace(registry.config.rope, **config["rope"])}
+    if "slots" in architecture:
+        end, changes = architecture["slots"]
+        slots = registry.architecture.slots
+        architecture = {
+            "slots": tuple(dataclasses.replace(s, **changes) if s.address.endswith(end) else s for s in slots)
+        }
+    changed = dataclasses.replace(registry.architecture, **architecture), dataclasses.replace(registry.config, **config)
+    try:
+        engine = Engine(build(model.checkpoint, *changed))
+        return kept.error(engine.logits(kept.ids))
+    except (WeightkitError, KeyError):  # KeyError: a weight that this family does not have
+        return float("inf")
+
+
+@pytest.mark.parametrize(("field", "case", "value"), CONFIG_BREAKS)
+def test_a_broken_config_fails(field: str, case: str, value: Any, tmp_path: Path) -> None:
+    assert broken(case, tmp_path, {field: value}, {}) > 3 * TOLERANCE
+
+
+@pytest.mark.parametrize(("field", "case", "value"), ROPE_BREAKS)
+def test_a_broken_rope_fails(field: str, case: str, value: Any, tmp_path: Path) -> None:
+    assert broken(case, tmp_path, {"rope": {field: value}}, {}) > 3 * TOLERANCE
+
+
+@pytest.mark.parametrize(("field", "case", "value"), ARCHITECTURE_BREAKS)
+def test_a_broken_architecture_fails(field: str, case: str, value: Any, tmp_path: Path) -> None:
+    assert broken(case, tmp_path, {}, {field: value}) > 3 * TOLERANCE
+
+
+@pytest.mark.parametrize(("end", "case", "changes"), SLOT_BREAKS)
+def test_a_broken_slot_fails(end: str, case: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    assert broken(case, tmp_path, {}, {"slots": (end, changes)}) > 3 * TOLERANCE
+
+
+def test_every_field_is_broken_once() -> None:
+    fields = {f.name for kind in (Config, Rope, Architecture) for f in dataclasses.fields(kind)}
+    tried = {row[0] for table in (CONFIG_BREAKS, ROPE_BREAKS, ARCHITECTURE_BREAKS) for row in table}
+    assert fields - UNFELT == tried
+
+
+# ── what cannot be run ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([97], "id 97 is not in the vocabulary, which goes from 0 to 96"),
+        ([1, -1], "id -1 is not in the vocabulary"),
+        ([[1, 2], [3, 400]], "id 400 is not"),
+        ([1.0, 2.0], "whole numbers"),
+        ([[1, 2], [3]], "one length"),
+        ([], "at least one"),
+        ([[]], "at least one"),
+        ([True], "whole numbers"),
+        ([2**70], "whole numbers"),
+        ([[[1]]], "whole numbers"),
+        ("text", "whole numbers"),
+        (None, "whole numbers"),
+    ],
+)
+def test_ids_that_are_not(ids: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=message):
+        wk.open(tiny.write(tmp_path)).logits(ids)
+
+
+def test_more_tokens_than_learned_positions(tmp_path: Path) -> None:
+    model = wk.open(tiny.write(tmp_path, "gpt2", n_positions=8))
+    assert model.logits(range(8)).shape == (8, 97)
+    with pytest.raises(EngineError, match="9 tokens are more than the 8 positions"):
+        model.logits(range(9))
+    cache = Cache()
+    model.engine.logits(list(range(8)), cache)
+    with pytest.raises(EngineError, match="9 tokens"):
+        model.engine.logits([1], cache)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llama", {"hidden_act": "mish"}, "no activation 'mish'"),
+        ("gpt2", {"add_cross_attention": True}, "attends to an encoder"),
+        ("llama", {"model_type": "mamba"}, "'mamba' is not known .*llama.*gpt2"),
+        ("gpt2", {"tie_word_embeddings": False}, "lm_head is not in the files"),
+    ],
+)
+def test_models_that_cannot_be_run(family: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = wk.open(tiny.write(tmp_path, family, tensors=tiny.weights(tiny.CONFIGS[family]), **changes))
+    with pytest.raises(EngineError, match=message):
+        model.logits([1])
+
+
+def test_a_config_alone_cannot_be_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIGS["llama"]))
+    with pytest.raises(FormatError, match=r"only a config\.json was opened"):
+        wk.open(tmp_path / "config.json").logits([1])
+
+
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 16, "long_factor": golden.LONG}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"head_dim": 11}, {"rope_scaling": {**LONGROPE, "short_factor": [1.0, 2.0]}}],
+    ids=["odd-head-dim", "longrope-of-another-length"],
+)
+def test_positions_that_do_not_fit_are_said_in_plain_words(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(WeightkitError):
+        wk.open(tiny.write(tmp_path, **changes)).logits([1, 2])
