@@ -99,6 +99,11 @@ def read_file(path: Path) -> dict[str, Stored]:
     }
 
 
+def f32(*values: float) -> Array:
+    """A float32 vector."""
+    return np.array(values, np.float32)
+
+
 def bits(array: Array) -> Array:
     """An array as unsigned integers, so that NaN and -0 compare."""
     array = np.ascontiguousarray(array)

@@ -45,9 +45,7 @@ def test_nan_and_inf_in_every_type(tmp_path: Path, dtype: str, value: float) -> 
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E5M2"])
-def test_nan_and_inf_are_counted_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
+def test_nan_and_inf_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     array = with_value(dtype, np.inf, (4, 6), (9, 11))
     array[7], array[8, 0] = np.nan, -np.inf
     path = write_file(tmp_path / "x.safetensors", {"bad": array})
@@ -58,7 +56,9 @@ def test_nan_and_inf_are_counted_apart(
 
 @pytest.mark.parametrize("place", [(), (2,), (0, 1, 2)])
 def test_coordinates_of_any_rank(tmp_path: Path, place: tuple[int, ...]) -> None:
-    path = write_file(tmp_path / "x.safetensors", {"bad": with_value("F32", np.nan, place, tuple(i + 2 for i in place))})
+    path = write_file(
+        tmp_path / "x.safetensors", {"bad": with_value("F32", np.nan, place, tuple(i + 2 for i in place))}
+    )
     assert [f.message for f in faults(path)] == [f"1 NaN, the first at {list(place)}"]
 
 
@@ -142,7 +142,9 @@ def test_no_head(tmp_path: Path) -> None:
     assert (fault.kind, fault.where) == ("tensors", "lm_head")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}']
+)
 def test_broken_tokenizer(tmp_path: Path, text: str) -> None:
     folder = write(tmp_path)
     (folder / "tokenizer.json").write_text(text)

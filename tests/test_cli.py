@@ -9,7 +9,6 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +145,9 @@ def test_diff_is_diff(cli: Cli, pair: dict[str, Path]) -> None:
     assert [row["l2"] for row in found["changed"]] == [row.l2 for row in want.changed]
     same = cli("diff", pair["A"], pair["A"], "--json")
     assert (same.code, same.json["identical"], same.json["changed"]) == (0, True, [])
-    assert cli("diff", pair["A"], pair["A"]).out == f"identical: {want.unchanged + len(want.changed)} weights to the bit\n"
+    assert (
+        cli("diff", pair["A"], pair["A"]).out == f"identical: {want.unchanged + len(want.changed)} weights to the bit\n"
+    )
 
 
 def test_diff_says_what_the_config_says(cli: Cli, tmp_path: Path) -> None:
@@ -316,7 +317,9 @@ def test_markdown(cli: Cli, pair: dict[str, Path], verb: str) -> None:
 def test_markdown_escapes_names(cli: Cli, tmp_path: Path) -> None:
     path = write_file(tmp_path / "x.safetensors", {"a|b<script>*[x](y)`": np.ones(2)})
     (row,) = cli("list", path, "--markdown").out.splitlines()[2:]
-    assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"\|", cli("list", path, "--markdown").out.splitlines()[1]))
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(
+        re.findall(r"\|", cli("list", path, "--markdown").out.splitlines()[1])
+    )
     assert "<script>" not in row
 
 

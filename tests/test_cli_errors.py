@@ -12,7 +12,7 @@ import pytest
 
 from tests.by_hand import files, tokenizer, write_file
 from tests.conftest import Cli, Result
-from tests.tiny import CONFIGS, weights, write
+from tests.tiny import CONFIGS, write
 from weightkit.errors import FormatError
 
 ONE = {
@@ -213,9 +213,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("call", "says"), CALLS, ids=[call for call, _ in CALLS])
-def test_calls_that_cannot_be_answered(
-    cli: Cli, tmp_path: Path, places: dict[str, Path], call: str, says: str
-) -> None:
+def test_calls_that_cannot_be_answered(cli: Cli, tmp_path: Path, places: dict[str, Path], call: str, says: str) -> None:
     if call == "run T 99":
         call, says = "run T w60", "60"  # the tokenizer knows more than the embedding
     before = files(tmp_path)
@@ -253,9 +251,7 @@ def test_in_a_process(process: Cli, places: dict[str, Path], call: str) -> None:
     require_error(process(*(places.get(word, word) for word in call.split())))
 
 
-def test_debug_shows_where(
-    process: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debug_shows_where(process: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = process("count", tmp_path / "nothing", WEIGHTKIT_DEBUG="1")
     assert "Traceback (most recent call last)" in done.err
     assert "FormatError" in done.err
@@ -287,5 +283,3 @@ def test_no_memory(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Model, "counts", full)
     require_error(cli("count", write(tmp_path / "m")), "not enough memory")
-
-

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import weightkit as wk
-from tests.by_hand import NUMPY, Array, bits, shrink_blocks, write_file
+from tests.by_hand import NUMPY, Array, bits, f32, shrink_blocks, write_file
 from tests.tiny import CONFIGS, FAMILIES, weights, write
 from weightkit.analysis.compare import Changed, Diff
 
@@ -88,7 +88,7 @@ def test_small_blocks_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_special_numbers(tmp_path: Path, a: list[float], b: list[float]) -> None:
-    x, y = np.float32(a), np.float32(b)
+    x, y = f32(*a), f32(*b)
     same(only(pair(tmp_path, x, y)), x, y)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import weightkit as wk
-from tests.by_hand import spread, write_file, write_holes
+from tests.by_hand import Array, f32, spread, write_file, write_holes
 from tests.conftest import Cli
 from tests.tiny import CONFIGS, FAMILIES, shapes, weights, write
 
@@ -102,11 +102,11 @@ def test_a_tied_head_that_is_stored_counts_once(tmp_path: Path) -> None:
     assert counts.tied == [["embed", "lm_head"]]
 
 
-BUFFERS = {
+BUFFERS: dict[str, dict[str, Array]] = {
     "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(6, np.float32)},
     "gpt2": {
         "transformer.h.0.attn.bias": np.ones((1, 1, 64, 64), np.bool_),
-        "transformer.h.1.attn.masked_bias": np.float32([-1e4]),
+        "transformer.h.1.attn.masked_bias": f32(-1e4),
     },
 }
 
@@ -160,7 +160,11 @@ WINDOWS: list[tuple[str, dict[str, Any], list[int | None]]] = [
     ("qwen2", {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}, [None, 5, 5]),
     (
         "qwen3",
-        {"sliding_window": 5, "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        {
+            "sliding_window": 5,
+            "use_sliding_window": True,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
         [None, 5, None],
     ),
 ]

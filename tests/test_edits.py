@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import weightkit as wk
-from tests.by_hand import NUMPY, Array, bits, rounded, shrink_blocks, write_file
+from tests.by_hand import NUMPY, Array, bits, f32, rounded, shrink_blocks, write_file
 from tests.tiny import CONFIGS, weights, write
 from weightkit.errors import AddressError, EditError
 from weightkit.surgery.edits import Edit
@@ -39,7 +39,9 @@ def require(model: wk.Model, want: dict[str, Array]) -> None:
     assert wrong == []
 
 
-def changed(before: dict[str, Array], dtype: str, parts: dict[str, Part], op: Callable[[Array], Array]) -> dict[str, Array]:
+def changed(
+    before: dict[str, Array], dtype: str, parts: dict[str, Part], op: Callable[[Array], Array]
+) -> dict[str, Array]:
     """The tensors after `op` in float64 on some parts of some of them, rounded once."""
     after = {name: array.copy() for name, array in before.items()}
     for name, part in parts.items():
@@ -75,7 +77,8 @@ WHERE: list[tuple[str, str, dict[str, Part]]] = [
     ("llama", "layers.1.ffn.down[47, 3]", {LLAMA + "mlp.down_proj.weight": np.s_[47, 3]}),
     ("llama", "layers.1.ffn.down[3:40:5, ::7]", {LLAMA + "mlp.down_proj.weight": np.s_[3:40:5, ::7]}),
     ("llama", "layers.*.attn.q[:, 17]", {f"model.layers.{i}.self_attn.q_proj.weight": np.s_[:, 17] for i in range(3)}),
-    ("llama", "layers.1:.ffn.norm[residual=5]", {f"model.layers.{i}.post_attention_layernorm.weight": 5 for i in (1, 2)}),
+    ("llama", "layers.1:.ffn.norm[residual=5]",
+     {f"model.layers.{i}.post_attention_layernorm.weight": 5 for i in (1, 2)}),
     ("llama", "lm_head[token=0:97:10]", {"lm_head.weight": np.s_[::10]}),
     ("llama", "name:model.layers.*.o_proj.weight[2:4]",
      {f"model.layers.{i}.self_attn.o_proj.weight": np.s_[2:4] for i in range(3)}),
@@ -153,14 +156,14 @@ def test_whole_numbers(tmp_path: Path, dtype: str) -> None:
 
 
 def test_zero_is_positive_whatever_was_there(tmp_path: Path) -> None:
-    x = np.float32([np.nan, np.inf, -1.0, -0.0])
+    x = f32(np.nan, np.inf, -1.0, -0.0)
     model = wk.open(write_file(tmp_path / "x.safetensors", {"x": x}))
     assert stored(model.apply(wk.zero("name:x")))["x"].tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_scaling_keeps_what_is_not_finite(tmp_path: Path, dtype: str) -> None:
-    x = np.float32([np.nan, np.inf, -np.inf, 3]).astype(NUMPY[dtype])
+    x = f32(np.nan, np.inf, -np.inf, 3).astype(NUMPY[dtype])
     found = wk.open(write_file(tmp_path / "x.safetensors", {"x": x})).apply(wk.scale("name:x", 0.5))
     assert np.array_equal(found["name:x"].array(), [np.nan, np.inf, -np.inf, 1.5], equal_nan=True)
 
@@ -181,10 +184,16 @@ def test_any_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[
 def test_edits_stack_in_order(tmp_path: Path) -> None:
     model = wk.open(write(tmp_path, dtype="F16"))
     before = originals("llama", "F16")
-    edits = [wk.set("layers.1.ffn.down[:, 3:9]", 0.7), wk.scale("layers.*.ffn.down[2:5]", 1.3), wk.zero("layers.1.ffn.down[neuron=4]")]
+    edits = [
+        wk.set("layers.1.ffn.down[:, 3:9]", 0.7),
+        wk.scale("layers.*.ffn.down[2:5]", 1.3),
+        wk.zero("layers.1.ffn.down[neuron=4]"),
+    ]
     name = LLAMA + "mlp.down_proj.weight"
     want = changed(before, "F16", {name: np.s_[:, 3:9]}, lambda x: np.full_like(x, 0.7))
-    want = changed(want, "F16", {f"model.layers.{i}.mlp.down_proj.weight": np.s_[2:5] for i in range(3)}, lambda x: x * 1.3)
+    want = changed(
+        want, "F16", {f"model.layers.{i}.mlp.down_proj.weight": np.s_[2:5] for i in range(3)}, lambda x: x * 1.3
+    )
     want = changed(want, "F16", {name: np.s_[:, 4]}, np.zeros_like)
     at_once = model.apply(*edits)
     chained = model.apply(edits[0]).apply(edits[1]).apply(edits[2])
@@ -292,9 +301,9 @@ def test_only_finite_numbers(make: Callable[[str, Any], Edit], value: Any) -> No
 
 
 def test_noise_needs_one_deviation_that_is_not_negative() -> None:
-    for wrong in ({}, {"std": 1.0, "relative_std": 1.0}, {"std": -1.0}, {"relative_std": -0.1}):
+    for std, relative_std in ((None, None), (1.0, 1.0), (-1.0, None), (None, -0.1)):
         with pytest.raises(EditError, match="noise on embed"):
-            wk.noise("embed", **wrong)
+            wk.noise("embed", std=std, relative_std=relative_std)
 
 
 @pytest.mark.parametrize(

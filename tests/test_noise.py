@@ -111,7 +111,11 @@ def test_the_same_whatever_else_is_edited(tmp_path: Path) -> None:
     model = wk.open(write(tmp_path / "1", "gpt2"))
     edit = wk.noise("layers.1.attn.k", relative_std=0.1, seed=7)
     alone = raw(model.apply(edit), "layers.1.attn.k")
-    others = [wk.noise("layers.*.ffn", std=1.0, seed=7), wk.zero("layers.1.attn.q"), wk.noise("layers.1.attn.v", std=1.0)]
+    others = [
+        wk.noise("layers.*.ffn", std=1.0, seed=7),
+        wk.zero("layers.1.attn.q"),
+        wk.noise("layers.1.attn.v", std=1.0),
+    ]
     assert raw(model.apply(*others, edit), "layers.1.attn.k") == alone
     assert raw(model.apply(edit, *others), "layers.1.attn.k") == alone
     wider = model.apply(wk.noise("layers", relative_std=0.1, seed=7))

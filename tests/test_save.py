@@ -68,7 +68,11 @@ def test_one_head_in_five_shards(tmp_path: Path) -> None:
         assert (b / file).read_bytes() == raw or file == home
     assert read_header(a / home) == read_header(b / home)
     old, new = (np.frombuffer((folder / home).read_bytes(), np.uint8) for folder in (a, b))
-    start = read_header(a / home)[name]["data_offsets"][0] + old.size - sum(len(t.raw) for t in read_file(a / home).values())
+    start = (
+        read_header(a / home)[name]["data_offsets"][0]
+        + old.size
+        - sum(len(t.raw) for t in read_file(a / home).values())
+    )
     differ = np.flatnonzero(old != new)
     assert start + 24 * 48 * 4 <= differ.min() <= differ.max() < start + 36 * 48 * 4
     want = weights(CONFIGS["llama"])[name]
@@ -87,7 +91,8 @@ def test_what_is_saved_is_what_was_seen(tmp_path: Path, family: str, dtype: str,
     assert wk.diff(edited, saved).identical
     touched = {tensor.name for tensor in edited.plan().tensors}
     before, after = (
-        {name: t for file in sorted(f.glob("*.safetensors")) for name, t in read_file(file).items()} for f in (a, tmp_path / "b")
+        {name: t for file in sorted(f.glob("*.safetensors")) for name, t in read_file(file).items()}
+        for f in (a, tmp_path / "b")
     )
     assert list(before) == list(after)
     assert {name for name in before if before[name] != after[name]} == touched
@@ -118,6 +123,21 @@ def test_one_file_to_a_file_or_a_folder(tmp_path: Path) -> None:
     by_file = wk.open(a / "model.safetensors").apply(wk.zero("norm"))
     by_file.save(tmp_path / "c")
     assert files(tmp_path / "c") == files(tmp_path / "new/deep/b")
+
+
+def test_one_file_among_others(tmp_path: Path) -> None:
+    """A file in a folder of downloads: what lies beside it is not part of the model."""
+    a = write_file(tmp_path / "downloads" / "x.safetensors", {"x": np.ones(3)})
+    for name in ("taxes.pdf", "holiday.jpg", "other.safetensors"):
+        (a.parent / name).write_bytes(b"mine")
+    wk.open(a).apply(wk.zero("name:x")).save(tmp_path / "out")
+    assert files(tmp_path / "out").keys() == {"x.safetensors"}
+
+
+def test_one_file_to_a_folder_beside_it(tmp_path: Path) -> None:
+    a = write_file(tmp_path / "x.safetensors", {"x": np.ones(3)})
+    wk.open(a).apply(wk.zero("name:x")).save(tmp_path / "out")
+    assert not wk.open(tmp_path / "out")["name:x"].array().any()
 
 
 def test_edits_of_an_edited_copy_never_reach_the_original(tmp_path: Path) -> None:
@@ -282,4 +302,6 @@ def test_readonly_sources(tmp_path: Path) -> None:
     out = wk.open(a).apply(wk.zero("layers")).save(tmp_path / "b")
     again = wk.open(out).apply(wk.zero("embed")).save(tmp_path / "c")
     assert not wk.open(again)["embed"].array().any()
-    assert np.array_equal(bits(wk.open(a)["embed"].array()), bits(weights(CONFIGS["llama"])["model.embed_tokens.weight"]))
+    assert np.array_equal(
+        bits(wk.open(a)["embed"].array()), bits(weights(CONFIGS["llama"])["model.embed_tokens.weight"])
+    )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import weightkit as wk
-from tests.by_hand import NUMPY, Array, shrink_blocks, write_file
+from tests.by_hand import NUMPY, Array, f32, shrink_blocks, write_file
 from tests.tiny import CONFIGS, weights, write
 from weightkit.analysis.statistics import QUANTILES, Statistics, Summary
 from weightkit.dtypes import DTYPES
@@ -291,7 +291,7 @@ def test_histogram_of_odd_things(tmp_path: Path) -> None:
     assert (nothing.histogram.counts, nothing.outliers) == ([], [])
     constant = opened(tmp_path, np.full(9, 2.5, np.float32)).look("name:x")
     assert (sum(constant.histogram.counts), constant.outliers) == (9, [])
-    mixed = opened(tmp_path, np.float32([1, np.nan, 2, -np.inf, 5])).look("name:x")
+    mixed = opened(tmp_path, f32(1, np.nan, 2, -np.inf, 5)).look("name:x")
     assert sum(mixed.histogram.counts) == 3
 
 

@@ -43,7 +43,7 @@ class Checkpoint:
     def tokenizer_path(self) -> Path | None:
         """The tokenizer.json beside the weights, if there is one."""
         path = self.folder / TOKENIZER
-        return _inside(self.folder, path) if path.exists() or path.is_symlink() else None
+        return inside(self.folder, path) if path.exists() or path.is_symlink() else None
 
     @property
     def nbytes(self) -> int:
@@ -102,7 +102,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         return _collect(folder, folder, [_open_part(folder, SINGLE)])
     if len(indexes) == 1 or INDEX in indexes:
         index = INDEX if INDEX in indexes else indexes[0]
-        return _open_index(_inside(folder, folder / index), folder, opened=folder)
+        return _open_index(inside(folder, folder / index), folder, opened=folder)
     if len(weights) == 1 or _all_shards(weights):
         return _collect(folder, folder, [_open_part(folder, name) for name in weights])
     if weights:
@@ -159,11 +159,11 @@ def _open_shard(index: Path, folder: Path, name: str) -> ShardFile:
 
 def _open_part(folder: Path, name: str) -> ShardFile:
     """A weights file of a folder, known by its name there wherever a link leads."""
-    return replace(open_file(_inside(folder, folder / name)), name=name)
+    return replace(open_file(inside(folder, folder / name)), name=name)
 
 
-def _inside(folder: Path, path: Path) -> Path:
-    """`path` with its links followed, if it stays in `folder` or in the blobs of the cache around it."""
+def inside(folder: Path, path: Path) -> Path:
+    """`path` with its links followed. FormatError unless it stays in `folder`, or the blobs of its cache."""
     try:
         real, home = path.resolve(strict=True), folder.resolve()
     except (OSError, RuntimeError) as error:
@@ -185,7 +185,7 @@ def _config(folder: Path) -> dict[str, Any] | None:
     path = folder / CONFIG
     if not path.exists() and not path.is_symlink():
         return None
-    return strictjson.read_object(_inside(folder, path))
+    return strictjson.read_object(inside(folder, path))
 
 
 def _collect(

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from weightkit import __version__
+from weightkit.cli.output import NOTES
 from weightkit.errors import WeightkitError, printable
 
 INTERRUPTED = 130
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None) -> int:
+    NOTES.clear()
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
         app = application([arguments[0]] if arguments and arguments[0] in VERBS else VERBS)
@@ -80,6 +82,8 @@ def _run(arguments: list[str] | None) -> int:
         if code == INTERRUPTED:  # typer's way of passing on Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()
+        for note in NOTES:
+            sys.stderr.write(f"note: {printable(note)}\n")
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit has a place to go

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weightkit.errors import WeightkitError, printable
+from weightkit.errors import WeightkitError
 from weightkit.parallel import Progress
 from weightkit.report.tables import Column, Line, csv_text, markdown, table
 
@@ -55,13 +55,15 @@ class UsageError(WeightkitError):
     """A command was given options that do not go together."""
 
 
+NOTES: list[str] = []  # said on stderr when the command has done its work; an error stands alone
+
+
 def open_model(path: str) -> Model:
-    """Open a model and say on stderr what is not available for it."""
+    """Open a model and note what is not available for it."""
     from weightkit.model import open_model
 
     model = open_model(path)
-    for note in model.notes:
-        sys.stderr.write(f"note: {printable(note)}\n")
+    NOTES.extend(model.notes)
     return model
 
 

@@ -55,6 +55,8 @@ def measure(a: Engine, b: Engine, sequences: Iterable[Sequence[int]], progress: 
             "their outputs cannot be compared"
         )
     most = min([WINDOW, *(e.config.positions for e in (a, b) if e.architecture.positions == "learned")])
+    if most < 2:
+        raise EngineError(f"nothing to measure: a model of {most} position cannot predict a token from another")
     windows = [window for ids in sequences for window in _windows(ids, most)]
     if not windows:
         raise EngineError("nothing to measure: a text needs at least two tokens")
@@ -99,5 +101,7 @@ def _compare(a: F32, b: F32, targets: np.ndarray) -> tuple[np.ndarray, ...]:  # 
 def _drift(a: list[F32], b: list[F32]) -> Iterator[int]:
     """Layers after which the residual streams differ. Entry 0 of a list is before the first block."""
     for entry, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x.shape != y.shape or not np.array_equal(x, y):
+        if x.shape != y.shape or not np.array_equal(x, y, equal_nan=True):
             yield max(0, entry - 1)
+    if len(a) != len(b):
+        yield min(len(a), len(b)) - 1  # the first layer that only one of them has

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +21,39 @@ class Tokenizer:
         """Read a tokenizer.json. Raises FormatError where it is broken."""
         import tokenizers
 
+        self._path = path
         raw = strictjson.read_bytes(path)
         _require_sane(raw, path)
+        self._tokenizer: Any = self._call(tokenizers.Tokenizer.from_str, raw.decode("utf-8"))
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call into the tokenizers package; whatever goes wrong there is a FormatError.
+
+        Where its Rust code panics, it raises what is not an Exception, and writes a trace to stderr
+        that no one can read: that is kept from the terminal.
+        """
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode("utf-8"))
+            with _quiet_stderr():
+                return function(*arguments, **options)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of the Rust code is not an Exception
-            raise FormatError(f"{path}: not a tokenizer: {str(error).splitlines()[0]}") from None
+        except BaseException as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise FormatError(f"{self._path}: not a sound tokenizer: {reason}") from None
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with the special tokens that the tokenizer itself adds."""
-        return list(self._tokenizer.encode(text).ids)
+        return self._encode(text, add_special_tokens=True)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(self._call(self._tokenizer.encode, text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self._decode(ids, skip_special_tokens=True)
+
+    def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return str(self._call(self._tokenizer.decode, list(ids), skip_special_tokens=skip_special_tokens))
 
     def token(self, token_id: int) -> str:
         """One token as it reads in a text: with its leading space, special tokens by name."""
@@ -41,8 +61,8 @@ class Tokenizer:
         if piece is None:
             return f"<{token_id}>"
         # Decoders drop a leading space at the start of a text, so decode the token after another one.
-        anchor = self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)
-        alone = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        anchor = self._decode([token_id, token_id], skip_special_tokens=False)
+        alone = self._decode([token_id], skip_special_tokens=False)
         second = anchor[len(alone) :] if anchor.startswith(alone) else alone
         return str(piece if not second or "\ufffd" in second else second)
 
@@ -56,15 +76,38 @@ class Tokenizer:
         exact = self._tokenizer.token_to_id(text)
         if exact is not None:
             return int(exact)
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._encode(text, add_special_tokens=False)
         # Some tokenizers put a space before every text: the token that reads " Paris" is what "Paris" becomes.
-        bare = self._tokenizer.encode(text.removeprefix(" "), add_special_tokens=False).ids
+        bare = self._encode(text.removeprefix(" "), add_special_tokens=False)
         if len(bare) == 1 and self.token(bare[0]) == text:
             return int(bare[0])
         if len(ids) != 1:
             pieces = " ".join(repr(self.token(i)) for i in ids[:8])
             raise EngineError(f"{text!r} is {len(ids)} tokens, not one: {pieces}; name one of them, or an id")
+        if ids[0] == self._unknown:
+            raise EngineError(f"{text!r} is not a token of this model")
         return int(ids[0])
+
+    @property
+    def _unknown(self) -> int | None:
+        """The id that stands for whatever is not in the vocabulary, if there is one."""
+        token = getattr(self._tokenizer.model, "unk_token", None)
+        found: int | None = self._tokenizer.token_to_id(token) if token else None
+        return found
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """File descriptor 2 leads nowhere meanwhile."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _require_sane(raw: bytes, path: Path) -> None:

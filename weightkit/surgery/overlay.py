@@ -75,7 +75,7 @@ class Change:
                     drawn = gaussian(edit.seed, weight.address, weight.shape or (1,), region)
                     values = before + self.noise_std * (drawn.T if transposed else drawn)
         if not np.isfinite(values[np.isfinite(before)]).all():
-            raise EditError(f"{edit}: in {weight.address}, numbers become larger than float64 can hold")
+            raise EditError(f"{edit}: in {weight.address}, numbers become larger than {dtype.name} can hold")
         try:
             written = dtype.encode(values)
         except EditError as error:

@@ -11,17 +11,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightkit.checkpoint import Checkpoint
-from weightkit.errors import SaveError
+from weightkit.checkpoint import Checkpoint, inside
+from weightkit.errors import FormatError, SaveError
 from weightkit.formats import WEIGHTS
 from weightkit.formats.safetensors import SUFFIX, ShardFile
 from weightkit.registry import Registry
 from weightkit.surgery.overlay import Overlay, overlays
 
+OLD = "old"  # what the destination is called while it is set aside
 MOST_COPIED = 256 << 20  # of one file beside the weights; what is larger is not part of a model
 
 
@@ -94,7 +95,7 @@ def save(checkpoint: Checkpoint, registry: Registry, out: str | Path, *, force: 
             else:
                 new = scratch / "new"
                 new.mkdir()
-                _write_folder(checkpoint, changed, new)
+                _write_folder(checkpoint, changed, new, in_place=out.resolve() == checkpoint.folder.resolve())
             _put(new, out, scratch)
     except OSError as error:
         raise SaveError(f"{out}: not written: {error.strerror or error}; the destination is as it was") from None
@@ -129,15 +130,19 @@ def _existing(path: Path) -> Path:
 
 @contextmanager
 def _temporary(out: Path) -> Iterator[Path]:
-    """A scratch folder on the destination's file system, gone afterwards whatever happens."""
+    """A scratch folder on the destination's file system, gone afterwards.
+
+    Unless it holds the old destination, which could not be put back: that is never thrown away.
+    """
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if out.exists() or not (scratch / OLD).exists():
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_folder(checkpoint: Checkpoint, changed: dict[str, Overlay], new: Path) -> None:
+def _write_folder(checkpoint: Checkpoint, changed: dict[str, Overlay], new: Path, *, in_place: bool) -> None:
     for shard in checkpoint.shards:
         target = new / shard.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,14 +150,20 @@ def _write_folder(checkpoint: Checkpoint, changed: dict[str, Overlay], new: Path
             _write_shard(shard, changed, target)
         else:
             _link(shard.path, target)
-    for path in _companions(checkpoint):
-        shutil.copy2(path, new / path.name)
-        _sync(new / path.name)
+    if in_place:
+        _keep(checkpoint.folder, new)
+    else:
+        for name, path in _companions(checkpoint):
+            shutil.copy2(path, new / name)
+            _sync(new / name)
     _sync(new)
 
 
-def _companions(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The files beside the weights that belong to the model: config, tokenizer, index, licence, …"""
+def _companions(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
+    """The files beside the weights that belong to the model: config, tokenizer, index, licence, …
+
+    What a link leads to outside the folder is not among them: the copy may be published.
+    """
     ours = {shard.name for shard in checkpoint.shards}
     single = not checkpoint.whole and checkpoint.index is None
     for path in sorted(checkpoint.folder.iterdir()):
@@ -161,7 +172,23 @@ def _companions(checkpoint: Checkpoint) -> Iterator[Path]:
             continue
         if single and path.name.endswith(".index.json"):
             continue  # one shard was opened by itself; its index tells of others
-        yield path
+        with suppress(FormatError):
+            yield path.name, inside(checkpoint.folder, path)
+
+
+def _keep(folder: Path, new: Path) -> None:
+    """Bring everything of a folder that is replaced along, but what has been written anew."""
+    for path in folder.iterdir():
+        target = new / path.name
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, target, symlinks=True, copy_function=_link_as_it_is, dirs_exist_ok=True)
+        elif not target.exists():
+            _link_as_it_is(path, target)
+
+
+def _link_as_it_is(source: str | Path, target: str | Path) -> None:
+    if not os.path.lexists(target):
+        os.link(source, target, follow_symlinks=False)
 
 
 def _write_shard(shard: ShardFile, changed: dict[str, Overlay], target: Path) -> None:
@@ -188,18 +215,26 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _put(new: Path, out: Path, scratch: Path) -> None:
-    """Rename into place. What was there is set aside first and put back if that fails."""
+    """Rename into place. A folder that was there is set aside first, and put back if that fails."""
     if out.is_dir() and not out.is_symlink():
-        aside = scratch / "old"
+        aside = scratch / OLD
         os.rename(out, aside)
         try:
             os.rename(new, out)
-        except OSError:
-            os.rename(aside, out)
+        except BaseException:
+            _put_back(aside, out)
             raise
     else:
         os.replace(new, out)
-    _sync(out.parent)
+    with suppress(OSError):  # the new one is in its place, synced; only its name could still be lost
+        _sync(out.parent)
+
+
+def _put_back(aside: Path, out: Path) -> None:
+    try:
+        os.rename(aside, out)
+    except OSError as error:
+        raise SaveError(f"{out}: not written: {error.strerror}; what was there is now {aside}, whole") from None
 
 
 def _sync(path: Path) -> None:
