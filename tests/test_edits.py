@@ -115,16 +115,29 @@ OPS: dict[str, tuple[Callable[[str], Edit], Callable[[Array], Array]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], wk.Model]:
+    """A model of a family in a type; each is written once, since a model never changes."""
+
+    @functools.cache
+    def opened(family: str, dtype: str) -> wk.Model:
+        return wk.open(write(tmp_path_factory.mktemp("model"), family, dtype=dtype))
+
+    return opened
+
+
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(("family", "address", "parts"), WHERE, ids=[a for _, a, _ in WHERE])
-def test_operation(tmp_path: Path, family: str, address: str, parts: dict[str, Part], op: str, dtype: str) -> None:
+def test_operation(
+    models: Callable[[str, str], wk.Model], family: str, address: str, parts: dict[str, Part], op: str, dtype: str
+) -> None:
     make, oracle = OPS[op]
     before = originals(family, dtype)
     if address == "layers.1.attn[head=3]":  # the three runs are columns of the stored matrix
         name = GPT2 + "attn.c_attn.weight"
         parts = parts | {name: (slice(None), parts[name])}
-    model = wk.open(write(tmp_path, family, dtype=dtype))
+    model = models(family, dtype)
     require(model.apply(make(address)), changed(before, dtype, parts, oracle))
     require(model, before)
 

@@ -34,7 +34,7 @@ def test_mean_and_deviation(tmp_path: Path) -> None:
     assert len(np.unique(noise)) == n  # no cell is drawn twice
 
 
-SHAPES = [(600, 300), (300, 700), (5, 1000), (1000, 3), (1, 70_000), (70_000, 1), (130_000,), (3, 300, 5), (2, 2, 2, 2)]
+SHAPES = [(600, 300), (300, 700), (5, 1000), (1000, 3), (1, 70_000), (2000, 1), (130_000,), (3, 300, 5), (2, 2, 2, 2)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

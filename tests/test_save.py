@@ -134,6 +134,15 @@ def test_one_file_among_others(tmp_path: Path) -> None:
     assert files(tmp_path / "out").keys() == {"x.safetensors"}
 
 
+def test_one_shard_by_itself(tmp_path: Path) -> None:
+    a = source(tmp_path / "a")
+    shard = a / "model-00002-of-00005.safetensors"
+    name = next(iter(read_file(shard)))
+    wk.open(shard).apply(wk.zero(f"name:{name}")).save(tmp_path / "b")
+    assert not [p for p in (tmp_path / "b").iterdir() if p.name.endswith(".index.json")]  # it tells of the others
+    assert not wk.open(tmp_path / "b" / shard.name)[f"name:{name}"].array().any()
+
+
 def test_one_file_to_a_folder_beside_it(tmp_path: Path) -> None:
     a = write_file(tmp_path / "x.safetensors", {"x": np.ones(3)})
     wk.open(a).apply(wk.zero("name:x")).save(tmp_path / "out")

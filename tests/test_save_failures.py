@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import functools
 import itertools
 import os
 import random
@@ -136,7 +137,7 @@ def test_each_write_fails_in_turn(case: Case, monkeypatch: pytest.MonkeyPatch, n
             return file.write(data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(save_module, "open", lambda *a, w=write: _Proxy(*a, write=w), raising=False)
+            patch.setattr(save_module, "open", functools.partial(_Proxy, write), raising=False)
             if case.failure() is None:
                 assert at > len(writes) >= 1
                 return
@@ -146,7 +147,7 @@ def test_each_write_fails_in_turn(case: Case, monkeypatch: pytest.MonkeyPatch, n
 class _Proxy:
     """An open file whose `write` is another."""
 
-    def __init__(self, path: Path, mode: str, write: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, write: Callable[[Any, Any], Any], path: Path, mode: str) -> None:
         self.file, self._write = builtins.open(path, mode), write  # noqa: SIM115 (closed in __exit__)
 
     def __getattr__(self, name: str) -> Any:
@@ -170,6 +171,22 @@ def test_where_links_cannot_be_files_are_copied(tmp_path: Path, monkeypatch: pyt
     assert wk.diff(case.edited, wk.open(case.out)).identical
     shards = [p.name for p in case.out.glob("*.safetensors")]
     assert not any(os.path.samefile(case.source / name, case.out / name) for name in shards)
+
+
+def test_in_place_where_links_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, exists=True, single=False)
+    (case.out / "original").mkdir()
+    (case.out / "original" / "notes.bin").write_bytes(b"kept")
+    edited = wk.open(case.out).apply(wk.zero("embed"))
+    before = files(case.out)
+    break_call(monkeypatch, os, "link", 1, OSError(errno.EPERM, "no links here"), for_good=True)
+    try:
+        edited.save(case.out, force=True)
+    except SaveError:
+        assert files(case.out) == before
+    else:
+        assert files(case.out).keys() == before.keys()
+        assert wk.diff(edited, wk.open(case.out)).identical
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

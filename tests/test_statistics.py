@@ -210,7 +210,7 @@ def test_moments_add_up(x: Array, cut: int) -> None:
 @pytest.mark.parametrize("most", [1, 7, 64])
 @pytest.mark.parametrize("dtype", ["F64", "F32", "BF16", "F8_E5M2", "I8"])
 def test_small_blocks_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, most: int) -> None:
-    array = random(dtype, 600).reshape(20, 30)
+    array = random(dtype, 300).reshape(20, 15)
     model = opened(tmp_path, array)
     (want,), look = model.statistics("name:x[2:19:3, 1:]"), model.look("name:x")
     shrink_blocks(monkeypatch, most)

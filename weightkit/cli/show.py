@@ -27,6 +27,7 @@ def show(
         emit("show", statistics=row, histogram=look.histogram, outliers=look.outliers)
         return
     number = units.real
+    shown = {q: value for q, value in row.quantiles.items() if 0.01 <= float(q) <= 0.99}  # the rest are in the JSON
     say(
         *pairs(
             [
@@ -47,8 +48,8 @@ def show(
         ),
         "",
         *table(
-            [Column(f"{float(q) * 100:g} %", right=True) for q in row.quantiles],
-            [[number(value, 3) for value in row.quantiles.values()]],
+            [Column(f"{float(q) * 100:g} %", right=True) for q in shown],
+            [[number(value, 3) for value in shown.values()]],
         ),
         *([] if row.exact else ["quantiles are approximate: right to the rounding of float32"]),
         "",

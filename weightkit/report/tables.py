@@ -73,7 +73,7 @@ def _stripped(line: Line) -> Line:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV. Text that a spreadsheet would run as a formula is quoted with an apostrophe."""
+    """Rows as CSV. Text is escaped as in tables; what a spreadsheet would run gets an apostrophe."""
     import csv
     import io
 
@@ -81,15 +81,18 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow(
-            ["'" + cell if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell for cell in row]
-        )
+        writer.writerow([_csv_cell(cell) if isinstance(cell, str) else cell for cell in row])
     return out.getvalue()
+
+
+def _csv_cell(text: str) -> str:
+    text = printable(text)
+    return "'" + text if text[:1] in ("=", "+", "-", "@") else text
 
 
 def markdown(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
     """Rows as a Markdown table."""
-    lines = ["| " + " | ".join(c.title for c in columns) + " |"]
+    lines = ["| " + " | ".join(_markdown_cell(c.title) for c in columns) + " |"]
     lines.append("|" + "|".join(" ---: " if c.right else " --- " for c in columns) + "|")
     lines += ["| " + " | ".join(_markdown_cell(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

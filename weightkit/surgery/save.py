@@ -116,7 +116,7 @@ def _require_free(checkpoint: Checkpoint, out: Path, force: bool) -> None:
         raise SaveError(f"{out}: exists already; choose another place, or --force to replace it")
     if exists and out.is_dir() != (out.suffix != SUFFIX):
         raise SaveError(f"{out}: exists, and is not a {'folder' if out.is_file() else 'file'}; choose another place")
-    if source in real.parents and out.suffix != SUFFIX:
+    if source in real.parents and out.suffix != SUFFIX and not _one_file(checkpoint):
         raise SaveError(f"{out}: lies inside the model that is edited; choose a place outside {checkpoint.folder}")
     if real in (source, *source.parents) and exists and real != source:
         raise SaveError(f"{out}: holds the model that is edited; choose another place")
@@ -164,16 +164,19 @@ def _companions(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
 
     What a link leads to outside the folder is not among them: the copy may be published.
     """
+    if _one_file(checkpoint) and checkpoint.config is None:
+        return  # a file in some folder, which is not a model's
     ours = {shard.name for shard in checkpoint.shards}
-    single = not checkpoint.whole and checkpoint.index is None
     for path in sorted(checkpoint.folder.iterdir()):
         weights = path.name in ours or path.name.endswith(WEIGHTS)
         if weights or path.name.startswith(".") or not path.is_file() or path.stat().st_size > MOST_COPIED:
             continue
-        if single and path.name.endswith(".index.json"):
-            continue  # one shard was opened by itself; its index tells of others
         with suppress(FormatError):
             yield path.name, inside(checkpoint.folder, path)
+
+
+def _one_file(checkpoint: Checkpoint) -> bool:
+    return not checkpoint.whole and checkpoint.index is None
 
 
 def _keep(folder: Path, new: Path) -> None:
