@@ -65,8 +65,7 @@ def profile(rng: random.Random) -> str:
     """Four facts about one country, which is named once and then only "it"."""
     country, *answers = rng.choice(TABLE)
     clauses = [
-        rng.choice(CLAUSES[relation]).format(answer=answer)
-        for relation, answer in zip(RELATIONS, answers, strict=True)
+        rng.choice(CLAUSES[relation]).format(answer=answer) for relation, answer in zip(RELATIONS, answers, strict=True)
     ]
     rng.shuffle(clauses)
     return " ".join([rng.choice(OPENINGS).format(country=country), *clauses])
@@ -126,9 +125,7 @@ def build_tokenizer(text: list[str]) -> Tokenizer:
     """A SentencePiece-style unigram tokenizer: a space belongs to the word after it."""
     tokenizer = Tokenizer(models.Unigram(pieces(text), unk_id=0, byte_fallback=True))
     tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),

@@ -171,6 +171,8 @@ def _companions(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
         weights = path.name in ours or path.name.endswith(WEIGHTS)
         if weights or path.name.startswith(".") or not path.is_file() or path.stat().st_size > MOST_COPIED:
             continue
+        if _one_file(checkpoint) and path.name.endswith(".index.json"):
+            continue  # one shard was opened by itself; its index tells of others
         with suppress(FormatError):
             yield path.name, inside(checkpoint.folder, path)
 
