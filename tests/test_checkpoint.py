@@ -224,6 +224,7 @@ def test_only_weights_of_a_kind_that_cannot_be_read(single: Path, name: str) -> 
         ("../single/model.safetensors", "out of the folder"),
         ("sub/../../single/model.safetensors", "out of the folder"),
         ("..\\single\\model.safetensors", "out of the folder"),
+        ("sub\\model.safetensors", "out of the folder"),  # a way up for some, a name for others
         ("C:\\model.safetensors", "out of the folder"),
         ("C:model.safetensors", "out of the folder"),
         ("\\\\server\\share\\model.safetensors", "out of the folder"),

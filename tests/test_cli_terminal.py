@@ -242,6 +242,13 @@ def test_a_pipe_that_closes(tmp_path: Path, kind: str) -> None:
     assert [line for line in done.stderr.splitlines() if not line.startswith("note: ")] == []
 
 
+def test_a_pipe_that_is_closed_before(tmp_path: Path) -> None:
+    """Little output, which is written only when all is done."""
+    command = f"{sys.executable} -c '{MAIN}' count {write(tmp_path)} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def interrupted(arguments: list[object], ready: Path | None = None) -> subprocess.Popen[str]:
     """A command that got Ctrl-C while it worked."""
     process = subprocess.Popen(

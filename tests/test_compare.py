@@ -81,6 +81,8 @@ def test_small_blocks_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ([0, 0], [1, 2]),
         ([1, np.nan, 3], [1, 5, 4]),
         ([1, np.inf, 3], [1, 5, 3]),
+        ([1, 5, 3], [2, np.inf, 3]),
+        ([1, 5, 3], [2, np.nan, 3]),
         ([np.nan], [0]),
         ([0.0], [-0.0]),  # other bits, so not the same, though the values are equal
         ([3e38, 1], [-3e38, 1]),

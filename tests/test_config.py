@@ -197,7 +197,7 @@ def test_qwen_windows_by_layer(family: str, keys: dict[str, Any], windows: tuple
     ("family", "keys", "expected"),
     [
         ("llama", {"num_key_value_heads": ...}, {"kv_heads": 4}),
-        ("mistral", {"num_key_value_heads": ..., "num_attention_heads": 8}, {"kv_heads": 8}),
+        ("mistral", {"num_key_value_heads": ..., "num_attention_heads": 16}, {"kv_heads": 8}),
         ("qwen2", {"num_key_value_heads": ..., "num_attention_heads": 32, "hidden_size": 64}, {"kv_heads": 32}),
         ("qwen3", {"num_key_value_heads": None}, {"kv_heads": 4}),
         ("llama", {"head_dim": ...}, {"head_dim": 12}),

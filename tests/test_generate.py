@@ -188,3 +188,11 @@ def test_next_tokens_are_the_likeliest_first(model: wk.Model) -> None:
     np.testing.assert_allclose([row.probability for row in table], [(p / p.sum())[row.id] for row in table], rtol=1e-5)
     assert [row.token for row in table] == [f"<{row.id}>" for row in table]
     assert len(model.next_tokens(PROMPT, 500)) == 97
+
+
+def test_no_table_of_what_is_not_finite(tmp_path: Path) -> None:
+    tensors = tiny.weights(tiny.CONFIGS["llama"])
+    tensors["model.norm.weight"][0] = np.nan
+    model = wk.open(tiny.write(tmp_path, tensors=tensors))
+    with pytest.raises(EngineError, match="not finite"):
+        model.next_tokens([1, 2])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import weightkit as wk
-from tests.by_hand import Array, bits, files, read_file, read_header, tokenizer, write_file
+from tests.by_hand import Array, bits, files, read_file, read_header, shrink_blocks, tokenizer, write_file
 from tests.tiny import CONFIGS, FAMILIES, weights, write
 from weightkit.errors import EditError, SaveError
 
@@ -97,6 +97,15 @@ def test_what_is_saved_is_what_was_seen(tmp_path: Path, family: str, dtype: str,
     assert list(before) == list(after)
     assert {name for name in before if before[name] != after[name]} == touched
     assert {t.dtype for t in after.values()} == {dtype}
+
+
+@pytest.mark.parametrize("most", [1, 100, 1000])
+@pytest.mark.parametrize("address", ["layers.1.attn[head=1]", "layers.1.ffn[neuron=40:]", "lm_head[token=90]"])
+def test_written_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, most: int) -> None:
+    a = source(tmp_path / "a", "gpt2" if "head=" in address else "llama", 2)
+    want = wk.open(a).apply(wk.scale(address, 3)).save(tmp_path / "want")
+    shrink_blocks(monkeypatch, most)
+    assert files(wk.open(a).apply(wk.scale(address, 3)).save(tmp_path / "b")) == files(want)
 
 
 def test_metadata_order_and_gaps_are_kept(tmp_path: Path) -> None:
@@ -281,6 +290,14 @@ def test_from_the_hugging_face_cache(tmp_path: Path, where: str) -> None:
     (rewritten,) = edited.plan().rewritten
     assert [n for n, raw in files(out).items() if raw != (snapshot / n).read_bytes()] == [rewritten]
     assert wk.diff(edited, wk.open(out)).identical
+
+
+def test_one_linked_file_by_itself(tmp_path: Path) -> None:
+    snapshot = cache(tmp_path) / "snapshots" / "0123abc"
+    shard = next(path for path in sorted(snapshot.iterdir()) if path.suffix == ".safetensors")
+    out = wk.open(shard).save(tmp_path / "out")
+    assert not any(path.is_symlink() for path in out.iterdir())
+    assert (out / shard.name).read_bytes() == shard.read_bytes()
 
 
 def test_into_the_cache_it_came_from(tmp_path: Path) -> None:

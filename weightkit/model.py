@@ -71,7 +71,7 @@ class Model:
             _ = self.tokenizer  # without weights it is half of what there is: broken is not a detail
 
     def __repr__(self) -> str:
-        kind = self.registry.architecture.model_type if self.registry.architecture else "unknown architecture"
+        kind = self.registry.model_type or "unknown architecture"
         edits = f", {len(self.edits)} edits" if self.edits else ""
         return f"<Model {str(self.checkpoint.path)!r}: {kind}, {len(self.registry):,} weights{edits}>"
 
@@ -263,7 +263,9 @@ class Model:
 
     def _table(self, logits: Array, most: int) -> list[Token]:
         from weightkit.engine.functions import softmax
+        from weightkit.engine.generate import require_finite
 
+        require_finite(logits)
         probabilities = softmax(logits)
         order = (-logits).argsort(kind="stable")[:most]
         return [Token(self.token_text(int(i)), int(i), float(logits[i]), float(probabilities[i])) for i in order]

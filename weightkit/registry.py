@@ -35,12 +35,14 @@ class Registry(Mapping[str, Weight]):
         config: Config | None = None,
         ignored: tuple[str, ...] = (),
         notes: tuple[str, ...] = (),
+        model_type: str | None = None,
     ) -> None:
         self._weights = weights
         self.by_name = by_name  # every tensor in the files, as it is stored
         self.architecture = architecture
         self.config = config
         self.ignored = ignored
+        self.model_type = model_type  # as the config names it, known or not
         self.notes = notes  # what is not available for this model, and why
         claimed = {weight.name for weight in weights.values()}
         self.unclaimed = tuple(name for name in by_name if name not in claimed and name not in ignored)
@@ -83,6 +85,7 @@ class Registry(Mapping[str, Weight]):
             config=self.config,
             ignored=self.ignored,
             notes=self.notes,
+            model_type=self.model_type,
         )
 
     def select(self, address: str | Address, token_id: TokenId | None = None) -> list[Selection]:
@@ -222,7 +225,8 @@ def open_registry(checkpoint: Checkpoint) -> Registry:
 
 def _by_names(checkpoint: Checkpoint, why: str) -> Registry:
     note = f"{why}: tensors have names only; roles and the engine are not available"
-    return Registry({}, unnamed(checkpoint.tensors), notes=(note,))
+    kind = (checkpoint.config or {}).get("model_type")
+    return Registry({}, unnamed(checkpoint.tensors), notes=(note,), model_type=kind if isinstance(kind, str) else None)
 
 
 def _with_roles(checkpoint: Checkpoint) -> Registry:
@@ -263,7 +267,14 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
         weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
     patterns = [re.compile(pattern) for pattern in architecture.ignored]
     ignored = tuple(name for name in checkpoint.tensors if any(p.search(name) for p in patterns))
-    return Registry(weights, unnamed(checkpoint.tensors), architecture=architecture, config=config, ignored=ignored)
+    return Registry(
+        weights,
+        unnamed(checkpoint.tensors),
+        architecture=architecture,
+        config=config,
+        ignored=ignored,
+        model_type=architecture.model_type,
+    )
 
 
 def _expand(architecture: Architecture, config: Config) -> Iterator[tuple[Slot, int | None]]:

@@ -88,7 +88,7 @@ def count(registry: Registry) -> Counts:
     implied = sum(number * widths[name] // 8 for name, number in by_dtype.items())
     sizes = [registry.by_name[tensor.name].size for tensor in files]
     return Counts(
-        model_type=registry.architecture.model_type if registry.architecture else None,
+        model_type=registry.model_type,
         total=total,
         active=total,
         stored=sum(sizes),

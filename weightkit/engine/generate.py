@@ -57,10 +57,7 @@ def generate(
 
 def choose(logits: F32, sampling: Sampling, random: np.random.Generator) -> int:
     """One token id from logits [vocab]."""
-    if not np.isfinite(logits).all():
-        raise EngineError(
-            "the model's output is not finite: its weights hold NaN, Inf or very large numbers; see check"
-        )
+    require_finite(logits)
     if sampling.temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")[: sampling.top_k]
@@ -68,3 +65,11 @@ def choose(logits: F32, sampling: Sampling, random: np.random.Generator) -> int:
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         p = np.where(below == 0, 1.0, np.exp(below / sampling.temperature))
     return int(order[np.searchsorted(np.cumsum(p) / p.sum(), random.random(), side="right").clip(max=len(order) - 1)])
+
+
+def require_finite(logits: F32) -> None:
+    """Raise EngineError where a model's output holds NaN or Inf, which says nothing of the next token."""
+    if not np.isfinite(logits).all():
+        raise EngineError(
+            "the model's output is not finite: its weights hold NaN, Inf or very large numbers; see weightkit check"
+        )
