@@ -326,7 +326,7 @@ def test_markdown_escapes_names(cli: Cli, tmp_path: Path) -> None:
 def test_json_of_an_unknown_family_stays_clean(cli: Cli, tmp_path: Path) -> None:
     path = write(tmp_path, model_type="unheard_of")
     done = cli("count", path, "--json")
-    assert done.json["model_type"] is None
+    assert done.json["model_type"] == "unheard_of"
     assert done.json["total"] == sum(a.size for a in weights(CONFIGS["llama"]).values())
     assert json.loads(done.out)["unclaimed"]
     assert "unheard_of" in done.err  # what is not available is said, and not on stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pickle
@@ -100,6 +101,26 @@ def test_a_region_reads_as_numpy_slices(data: st.DataObject) -> None:
     expected = source.array[region]
     assert found.shape == expected.shape == region_shape(region)
     assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("block", [1, 6, 1000])
+def test_regions_of_every_kind_on_every_axis(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(tensor_module, "BLOCK", block)
+    source = counting(3, 4, 5)
+    kinds = [[slice(0, n, 1), slice(1, n, 1), slice(1, 2, 1), slice(0, n, 2)] for n in source.shape]
+    for region in itertools.product(*kinds):
+        assert read_region(source, region).tolist() == source.array[region].tolist()
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((3, 4, 50), 2), ((99, 10), 3), ((99, 2), 1), ((5, 90), 1)])
+def test_a_few_columns_are_read_a_block_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], rows: int
+) -> None:
+    monkeypatch.setattr(tensor_module, "BLOCK", 20)
+    source = counting(*shape)
+    region = (*(slice(0, n, rows) for n in shape[:-1]), slice(0, shape[-1] // 2, 1))
+    read_region(source, region)
+    assert max(source.reads) <= max(20, shape[-1] // 2)
 
 
 @pytest.mark.parametrize("shape", [(40,), (6, 8), (2, 50), (3, 10, 7), (1, 1, 90)])

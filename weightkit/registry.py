@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -123,7 +124,7 @@ class Registry(Mapping[str, Weight]):
         found = [
             weight
             for key, weight in self._weights.items()
-            if path_matches(path, self._paths[key], lambda n, key=key: self._is_weight(key, n))  # type: ignore[misc]
+            if path_matches(path, self._paths[key], functools.partial(self._is_weight, key))
         ]
         if not found:
             raise AddressError(self._why_nothing(address))
