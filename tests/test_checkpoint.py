@@ -113,8 +113,10 @@ def test_one_shard_is_a_part(sharded: Path) -> None:
 def test_shards_without_an_index(sharded: Path) -> None:
     (sharded / INDEX).unlink()
     require_all(open_checkpoint(sharded))
-    (sharded / FIRST).unlink()  # now it cannot be all of the model; but a single file is what can be opened
-    assert len(open_checkpoint(sharded).shards) == 1
+    (sharded / FIRST).unlink()  # now it cannot be all of the model; by itself it can still be opened
+    with pytest.raises(FormatError, match="2 shards and no index"):
+        open_checkpoint(sharded)
+    assert len(open_checkpoint(sharded / SECOND).shards) == 1
 
 
 def test_a_whole_file_goes_before_shards(sharded: Path) -> None:

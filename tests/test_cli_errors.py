@@ -153,7 +153,7 @@ CALLS: list[tuple[str, str]] = [
     ("run M --ids 97", "97"),
     ("run M --ids -1", "-1"),
     ("run M --ids 1,x", "whole numbers"),
-    ("run M --ids 99999999999999999999999", "ids"),
+    ("run M --ids 99999999999999999999999", "vocabulary"),
     ("run M --ids ,", "empty"),
     ("run T w60", "60"),
     ("run M", "either a prompt, or token ids"),

@@ -202,8 +202,27 @@ def test_an_existing_destination(tmp_path: Path) -> None:
         with pytest.raises(SaveError, match=r"exists already.*--force"):
             edited.save(out)
     assert files(tmp_path / "folder") == {"precious": b"kept"}
-    edited.save(tmp_path / "folder", force=True)
-    assert files(tmp_path / "folder") == files(edited.save(tmp_path / "again"))
+    with pytest.raises(SaveError, match="not a checkpoint"):  # --force is for models, not for someone's folder
+        edited.save(tmp_path / "folder", force=True)
+    assert files(tmp_path / "folder") == {"precious": b"kept"}
+    want = files(edited.save(tmp_path / "again"))
+    edited.save(tmp_path / "empty", force=True)
+    wk.open(a).apply(wk.set("norm", 5)).save(tmp_path / "empty", force=True)
+    edited.save(tmp_path / "empty", force=True)
+    assert files(tmp_path / "empty") == want
+
+
+def test_parents_that_were_made_for_nothing_are_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited = wk.open(source(tmp_path / "a")).apply(wk.zero("norm"))
+    monkeypatch.setattr("os.replace", lambda *_: None)
+    monkeypatch.setattr("shutil.copyfile", _full)
+    with pytest.raises(SaveError, match="No space left"):
+        edited.save(tmp_path / "new" / "deep" / "out")
+    assert not (tmp_path / "new").exists()
+
+
+def _full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("force", [False, True])

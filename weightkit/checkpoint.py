@@ -24,6 +24,7 @@ TOKENIZER = "tokenizer.json"
 SINGLE = "model.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 INDEX = "model" + INDEX_SUFFIX
+_NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     if len(indexes) == 1 or INDEX in indexes:
         index = INDEX if INDEX in indexes else indexes[0]
         return _open_index(inside(folder, folder / index), folder, opened=folder)
+    _require_all_shards(folder, weights)
     if len(weights) == 1 or _all_shards(weights):
         return _collect(folder, folder, [_open_part(folder, name) for name in weights])
     if weights:
@@ -115,9 +117,17 @@ def _open_folder(folder: Path) -> Checkpoint:
     raise FormatError(f"{folder}: a folder without weights: no {SUFFIX} file, index or {CONFIG}")
 
 
+def _require_all_shards(folder: Path, names: list[str]) -> None:
+    """Refuse some shards of a model that has more, where no index says so."""
+    numbered = [_NUMBERED.fullmatch(name) for name in names]
+    if names and all(numbered) and not _all_shards(names):
+        total = max(int(m[3]) for m in numbered if m)
+        raise FormatError(f"{folder}: holds {one_line(names)} of {total} shards and no index; the rest is missing")
+
+
 def _all_shards(names: list[str]) -> bool:
     """Whether these are all the files of a sharded checkpoint whose index is not there."""
-    numbered = [re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", name) for name in names]
+    numbered = [_NUMBERED.fullmatch(name) for name in names]
     keys = {(m[1], int(m[3])) for m in numbered if m}
     return all(numbered) and len(keys) == 1 and len(names) == next(iter(keys))[1]
 

@@ -78,6 +78,9 @@ class Engine:
             array = np.asarray(ids)
         except (ValueError, OverflowError):
             array = np.empty(0)
+        beyond = [i for i in array.flat if type(i) is int] if array.dtype == object else []
+        if beyond:  # larger than 64 bits
+            raise EngineError(f"id {max(beyond)} is not in the vocabulary, which goes to {self.config.vocab - 1}")
         if array.ndim not in (1, 2) or not array.size or array.dtype.kind not in "iu":
             raise EngineError("ids are whole numbers, at least one, all sequences of one length")
         array = np.atleast_2d(array)

@@ -83,7 +83,7 @@ def _number(value: Any, op: str, address: str) -> float:
     return number
 
 
-_GRID = 256  # noise is drawn in squares of this side, each from its own generator
+_GRID = 256  # noise is drawn in cells of up to the square of this many numbers, each from its own generator
 
 
 def gaussian(seed: int, address: str, shape: tuple[int, ...], region: Region) -> Array:
@@ -94,7 +94,8 @@ def gaussian(seed: int, address: str, shape: tuple[int, ...], region: Region) ->
     """
     rows, columns = (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
     height = min(rows, _GRID)
-    width = _GRID * _GRID // height
+    width = min(columns, _GRID * _GRID // height)
+    height = min(rows, _GRID * _GRID // width)
     if len(shape) > 2:  # cells hold whole trailing blocks; draw the rows, then pick
         full = (slice(region[0].start, region[0].stop, 1), slice(0, columns, 1))
         drawn = _cells(seed, address, full, height, width).reshape(-1, *shape[1:])

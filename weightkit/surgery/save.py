@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightkit.checkpoint import Checkpoint, inside
+from weightkit.checkpoint import CONFIG, Checkpoint, inside
 from weightkit.errors import FormatError, SaveError
 from weightkit.formats import WEIGHTS
 from weightkit.formats.safetensors import SUFFIX, ShardFile
@@ -87,8 +87,7 @@ def save(checkpoint: Checkpoint, registry: Registry, out: str | Path, *, force: 
     _require_free(checkpoint, out, force)
     changed = overlays(registry)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(out) as scratch:
+        with _parents(out), _temporary(out) as scratch:
             if out.suffix == SUFFIX:
                 new = scratch / out.name
                 _write_shard(checkpoint.shards[0], changed, new)
@@ -120,12 +119,34 @@ def _require_free(checkpoint: Checkpoint, out: Path, force: bool) -> None:
         raise SaveError(f"{out}: lies inside the model that is edited; choose a place outside {checkpoint.folder}")
     if real in (source, *source.parents) and exists and real != source:
         raise SaveError(f"{out}: holds the model that is edited; choose another place")
+    if exists and out.is_dir() and not _is_checkpoint(out):
+        raise SaveError(f"{out}: exists, and is not a checkpoint: it will not be replaced; choose another place")
     if not real.parent.exists() and not os.access(_existing(real.parent), os.W_OK):
         raise SaveError(f"{out}: {_existing(real.parent)} cannot be written to")
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a model, or nothing: only such a folder is ever replaced."""
+    names = [child.name for child in folder.iterdir()]
+    return not names or any(name == CONFIG or name.endswith(WEIGHTS) for name in names)
+
+
 def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
+
+
+@contextmanager
+def _parents(out: Path) -> Iterator[None]:
+    """The folders above the destination; those made for it are taken away again if it comes to nothing."""
+    made = [parent for parent in out.parents if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 @contextmanager
@@ -192,8 +213,12 @@ def _keep(folder: Path, new: Path) -> None:
 
 
 def _link_as_it_is(source: str | Path, target: str | Path) -> None:
-    if not os.path.lexists(target):
+    if os.path.lexists(target):
+        return
+    try:
         os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _write_shard(shard: ShardFile, changed: dict[str, Overlay], target: Path) -> None:
