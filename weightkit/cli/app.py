@@ -19,21 +19,22 @@ from weightkit.errors import WeightkitError, printable
 
 INTERRUPTED = 130
 
-# Each verb is the function of its own name in the module named here. Only the verb that is called is
-# imported: the others would double the time that a small command takes.
+# What each verb does, as the list of verbs says it. Only the verb that is called is imported: the others
+# would double the time that a small command takes.
 VERBS = {
-    "demo": "demo",
-    "map": "map_",
-    "count": "count",
-    "list": "list_",
-    "show": "show",
-    "stats": "stats",
-    "check": "check",
-    "diff": "diff",
-    "edit": "edit",
-    "run": "run",
-    "measure": "measure",
+    "demo": "a guided tour on the built-in model",
+    "map": "the pipeline, with parameters on every step that has weights",
+    "count": "how many parameters, of what kind, and what they cost",
+    "list": "the named weights",
+    "show": "one weight closely: statistics, histogram, outliers",
+    "stats": "a table of statistics",
+    "check": "is it sound: structure, index, config, NaN and Inf",
+    "diff": "what differs between two models, and how much",
+    "edit": "zero, set, scale, add noise; look first, measure, save",
+    "run": "the likeliest next tokens, or a text",
+    "measure": "what two models make of the same text",
 }
+_MODULES = {"map": "map_", "list": "list_"}  # Python has these names already
 
 
 def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
@@ -43,14 +44,14 @@ def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
         help="See, count, compare, edit and test the weights of any LLM checkpoint, without PyTorch.",
         epilog="Quote addresses, as shells need it: weightkit show demo 'layers.0.attn.q[head=3]'",
         add_completion=False,
-        no_args_is_help=True,
         rich_markup_mode=None,  # brackets are addresses here, not markup
         pretty_exceptions_enable=False,
     )
     app.callback()(options)
     for verb in verbs:
-        module = importlib.import_module(f"weightkit.cli.{VERBS[verb]}")
-        app.command(verb)(getattr(module, VERBS[verb]))
+        name = _MODULES.get(verb, verb)
+        module = importlib.import_module(f"weightkit.cli.{name}")
+        app.command(verb, short_help=VERBS[verb])(getattr(module, name))
     return app
 
 
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     NOTES.clear()
     try:
-        arguments = sys.argv[1:] if arguments is None else arguments
+        arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
         app = application([arguments[0]] if arguments and arguments[0] in VERBS else VERBS)
         code = app(arguments, standalone_mode=False, prog_name="weightkit")
         if code == INTERRUPTED:  # typer's way of passing on Ctrl-C
