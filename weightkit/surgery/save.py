@@ -7,6 +7,7 @@ copy is made and the changed ranges rewritten in it. The source is only read.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -245,8 +246,14 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _put(new: Path, out: Path, scratch: Path) -> None:
-    """Rename into place. A folder that was there is set aside first, and put back if that fails."""
+    """Rename into place. A folder that was there trades places with the new one in one step.
+
+    Where the system has no such step it is set aside first, and put back if that fails.
+    """
     if out.is_dir() and not out.is_symlink():
+        if _exchange(new, out):
+            _sync_name(out)
+            return
         aside = scratch / OLD
         os.rename(out, aside)
         try:
@@ -256,8 +263,24 @@ def _put(new: Path, out: Path, scratch: Path) -> None:
             raise
     else:
         os.replace(new, out)
-    with suppress(OSError):  # the new one is in its place, synced; only its name could still be lost
-        _sync(out.parent)
+    _sync_name(out)
+
+
+def _sync_name(path: Path) -> None:
+    with suppress(OSError):  # what it names is in its place and synced; only the name could still be lost
+        _sync(path.parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths atomically; False where that cannot be done."""
+    if os.name != "posix":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):  # Linux: paths relative to the working folder, RENAME_EXCHANGE
+        return bool(libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0)
+    if hasattr(libc, "renamex_np"):  # macOS: RENAME_SWAP
+        return bool(libc.renamex_np(os.fsencode(a), os.fsencode(b), 2) == 0)
+    return False
 
 
 def _put_back(aside: Path, out: Path) -> None:
