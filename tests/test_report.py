@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from weightkit.report.pipeline import pipeline, steps
 from weightkit.report.tables import Column, Line, csv_text, markdown, pairs, table
 
 
-def text(lines: list[Line]) -> list[str]:
+def text(lines: Iterable[Line]) -> list[str]:
     return ["".join(span for span, _ in line) for line in lines]
 
 

@@ -206,9 +206,14 @@ def axes_of(config: Config) -> dict[str, Axis]:
 def unnamed(tensors: Mapping[str, Source]) -> dict[str, Weight]:
     """Every tensor of the files as a weight without a role, addressed by `name:`."""
     return {
-        name: Weight(f"name:{name}", name, Role.OTHER, tuple(Axis("", n) for n in tensor.shape), None, tensor)
+        name: Weight(f"name:{name}", name, Role.OTHER, tuple(map(_unnamed_axis, tensor.shape)), None, tensor)
         for name, tensor in tensors.items()
     }
+
+
+@functools.lru_cache(maxsize=1024)
+def _unnamed_axis(size: int) -> Axis:
+    return Axis("", size)
 
 
 def open_registry(checkpoint: Checkpoint) -> Registry:

@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 a difference or a fault was found, 2 it could not be done.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -71,6 +72,7 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. Errors are one line on stderr unless WEIGHTKIT_DEBUG is set."""
+    gc.disable()  # a command ends soon; a file of 100,000 tensors would be walked through again and again
     sys.exit(_run(arguments))
 
 

@@ -24,7 +24,7 @@ def list_(
         found = [Selection(weight, whole(weight.shape)) for weight in opened.registry.values()]
     else:
         found = opened.select(address)
-    values = [_values(selection) for selection in found]
+    values = map(_values, found)
     if json:
         emit(
             "list",
@@ -40,7 +40,7 @@ def list_(
         Column("parameters", right=True),
         Column("name in the file", style="dim", shrinks=True),
     ]
-    cells = [(s.address, str(s.role), units.shape(s.shape), _dtype(s), _parameters(s), s.name) for s in found]
+    cells = ((s.address, str(s.role), units.shape(s.shape), _dtype(s), _parameters(s), s.name) for s in found)
     rows(columns, cells, csv=csv, markdown_=markdown, values=(FIELDS, values))
 
 

@@ -128,7 +128,8 @@ def rows(
     elif markdown_:
         sys.stdout.write(markdown(columns, cells))
     else:
-        say(*table(columns, cells, width()))
+        for line in table(columns, cells, width()):
+            say(line)
 
 
 @contextmanager

@@ -73,27 +73,29 @@ def _metadata(value: Any, path: Path) -> dict[str, str]:
 
 
 def _tensor(name: str, info: Any, path: Path, data: int, available: int) -> Tensor:
-    where = f"{path}: tensor {name!r}"
+    def fail(message: str) -> FormatError:
+        return FormatError(f"{path}: tensor {name!r}: {message}")
+
     if not isinstance(info, dict):
-        raise FormatError(f"{where}: its header entry is not an object")
-    missing = {"dtype", "shape", "data_offsets"} - info.keys()
-    if missing:
-        raise FormatError(f"{where}: its header entry has no {sorted(missing)[0]}")
+        raise fail("its header entry is not an object")
+    if not info.keys() >= _FIELDS:
+        raise fail(f"its header entry has no {min(_FIELDS - info.keys())}")
     dtype = DTYPES.get(info["dtype"]) if isinstance(info["dtype"], str) else None
     if dtype is None:
-        raise FormatError(f"{where}: unknown dtype {info['dtype']!r}")
+        raise fail(f"unknown dtype {info['dtype']!r}")
     shape, offsets = info["shape"], info["data_offsets"]
     if not _naturals(shape) or len(shape) > MOST_DIMENSIONS or math.prod(shape) > MOST_ELEMENTS:
-        raise FormatError(f"{where}: its shape is not a list of at most {MOST_DIMENSIONS} sensible sizes")
+        raise fail(f"its shape is not a list of at most {MOST_DIMENSIONS} sensible sizes")
     if not _naturals(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= available:
-        raise FormatError(f"{where}: its data_offsets do not lie in the {available:,} bytes of data")
+        raise fail(f"its data_offsets do not lie in the {available:,} bytes of data")
     bits = math.prod(shape) * dtype.bits
     if bits != 8 * (offsets[1] - offsets[0]):
-        raise FormatError(
-            f"{where}: {dtype.name} {shape} takes {bits / 8:,.10g} bytes, "
-            f"its data_offsets give it {offsets[1] - offsets[0]:,}"
-        )
+        given = offsets[1] - offsets[0]
+        raise fail(f"{dtype.name} {shape} takes {bits / 8:,.10g} bytes, its data_offsets give it {given:,}")
     return Tensor(name, dtype, tuple(shape), path, data + offsets[0])
+
+
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 def _naturals(value: Any) -> bool:

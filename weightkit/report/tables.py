@@ -6,7 +6,7 @@ nor forge a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weightkit.errors import printable
@@ -27,18 +27,16 @@ class Column:
     shrinks: bool = False  # may be cut, in its middle, where the line is too long
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> list[Line]:
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> Iterator[Line]:
     """The lines of a table, a header first. `width` None never cuts."""
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [tuple(map(printable, row)) for row in rows]
     widths = [max([len(c.title), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
     if width is not None:
         _shrink(columns, widths, width)
-    header: Line = [(_cell(c.title, c, w) + GAP, "dim") for c, w in zip(columns, widths, strict=True)]
-    lines = [header]
+    yield _stripped([(_cell(c.title, c, w) + GAP, "dim") for c, w in zip(columns, widths, strict=True)])
     for row in cells:
         fitted = zip(row, columns, widths, strict=True)
-        lines.append([(_cell(cell, column, size) + GAP, column.style) for cell, column, size in fitted])
-    return [_stripped(line) for line in lines]
+        yield _stripped([(_cell(cell, column, size) + GAP, column.style) for cell, column, size in fitted])
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> list[Line]:
