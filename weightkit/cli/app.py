@@ -85,7 +85,7 @@ def _run(arguments: list[str] | None) -> int:
         if code == INTERRUPTED:  # typer's way of passing on Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()
-        for note in NOTES:
+        for note in dict.fromkeys(NOTES):
             sys.stderr.write(f"note: {printable(note)}\n")
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
