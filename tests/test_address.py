@@ -307,7 +307,7 @@ def test_a_name_that_is_not_there_offers_the_nearest() -> None:
 
 
 def test_a_model_without_roles_says_to_use_names() -> None:
-    with pytest.raises(AddressError, match=r"norm\.weight: .*write name:.*did you mean 'model\.norm\.weight'"):
+    with pytest.raises(AddressError, match=r"norm\.weight: .*write name:.*did you mean 'name:model\.norm\.weight'"):
         named("model.norm.weight").select("norm.weight")
 
 

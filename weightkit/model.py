@@ -98,6 +98,15 @@ class Model:
             raise AddressError(f"{address}: names {len(found):,} weights ({names}); name one of them")
         return found[0] if found[0].index else found[0].weight
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.registry)
+
+    def __len__(self) -> int:
+        return len(self.registry)
+
+    def __contains__(self, address: object) -> bool:
+        return address in self.registry
+
     def select(self, address: str | None = None) -> list[Selection]:
         """Everything that an address names, in forward order; without one, every tensor of the files."""
         if address is None:
@@ -205,7 +214,8 @@ class Model:
         path = self.checkpoint.tokenizer_path
         if path is None:
             raise EngineError(
-                f"{self.checkpoint.folder}: no tokenizer.json, so text cannot be read; give token ids instead"
+                f"{self.checkpoint.folder}: no tokenizer.json, so text cannot be read; "
+                "give token ids instead (--ids 1,2,3)"
             )
         return Tokenizer(path)
 
@@ -308,6 +318,7 @@ def measure(
     """
     from weightkit.effect.measure import measure
 
+    texts = [texts] if isinstance(texts, str) else texts
     engines = a.engine, b.engine
     sequences = [*(a.ids(text) for text in texts), *(list(sequence) for sequence in ids)]
     return measure(*engines, sequences, progress=progress)

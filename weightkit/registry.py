@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from weightkit.address import AXES, Address, Index, axis_names, parse, path_matches, resolve_ends, split_path
@@ -117,7 +117,7 @@ class Registry(Mapping[str, Weight]):
             pattern = re.compile(".*".join(map(re.escape, address.name.split("*"))), re.DOTALL)
             found = [self._prefer_role(name) for name in self.by_name if pattern.fullmatch(name)]
             if not found:
-                near = nearest(address.name, self.by_name).replace("mean '", "mean 'name:")
+                near = _nearest_name(address.name, self.by_name)
                 raise AddressError(f"name:{address.text}: no tensor in the files has this name{near}")
             return found, address.index
         path = resolve_ends(address.path, self.config.layers if self.config else 0)
@@ -141,7 +141,7 @@ class Registry(Mapping[str, Weight]):
         if not self._weights:
             return (
                 f"{address.text}: this model's tensors have no roles, only names; write name:… with a name from "
-                f"the file{nearest(address.text, self.by_name)}"
+                f"the file{_nearest_name(address.text, self.by_name)}"
             )
         layers = self.config.layers if self.config else 0
         if len(address.path) > 1 and address.path[0] == "layers":
@@ -153,6 +153,10 @@ class Registry(Mapping[str, Weight]):
         text = str(replace(address, index=()))
         candidates = {".".join(key.split(".")[:n]) for key in self._weights for n in range(1, key.count(".") + 2)}
         return f"{address}: nothing in this model has this address{nearest(text, sorted(candidates))}"
+
+
+def _nearest_name(word: str, names: Iterable[str]) -> str:
+    return nearest(word, names).replace("mean '", "mean 'name:")
 
 
 def _region(weight: Weight, index: tuple[Index, ...], address: Address, token_id: TokenId | None) -> Region:

@@ -62,6 +62,8 @@ def check(
         not_checked.append("values: there is only a config.json")
     if checkpoint.config is None:
         not_checked.append("config against shapes: there is no config.json")
+    elif registry.config is None and not checkpoint.whole:
+        not_checked.append(f"config against shapes: {registry.notes[0]}")
     return Soundness(faults, not_checked, len(weights), checkpoint.nbytes)
 
 
@@ -102,7 +104,9 @@ def _index(checkpoint: Checkpoint) -> Iterator[Fault]:
 
 def _roles(checkpoint: Checkpoint, registry: Registry) -> Iterator[Fault]:
     if registry.config is None:
-        if checkpoint.config is not None:  # a config that nothing was checked against is not a sound one
+        if (
+            checkpoint.config is not None and checkpoint.whole
+        ):  # a config that nothing was checked against is not a sound one
             yield Fault("config", "config.json", f"cannot be checked against the weights: {registry.notes[0]}")
         return
     for name in registry.unclaimed:

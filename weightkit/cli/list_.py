@@ -53,7 +53,7 @@ def _values(selection: Selection) -> tuple[object, ...]:
         selection.name,
         str(selection.role),
         layer,
-        _dtype(selection),
+        selection.dtype.name if weight.source is not None else None,
         shape,
         parameters,
         weight.tied_to,

@@ -13,12 +13,12 @@ def map_(model: ModelPath, json: Json = False) -> None:
     """Draw the way from text to output; steps that use learned weights are marked *."""
     opened = open_model(model)
     total = opened.counts().total
-    if json:
-        emit("map", total=total, steps=steps(opened.registry))
-        return
     lines = pipeline(opened.registry, total)
     if not lines:
         raise WeightkitError(f"{model}: its family is not known, so it has no map; weightkit list shows its tensors")
+    if json:
+        emit("map", total=total, steps=steps(opened.registry))
+        return
     kind = opened.config.model_type if opened.config else "unknown"
     title: Line = [(f"{kind}, ", ""), (units.count(total), "bold cyan"), (" parameters", "")]
     say(title, "", *lines, "", [("   * ", "bold yellow"), ("uses learned weights", "dim")])
