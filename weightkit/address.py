@@ -279,5 +279,5 @@ def axis_names(index: tuple[Index, ...]) -> list[str]:
         if name not in AXES:
             raise AddressError(f"no axis is called {name!r}; axes are {', '.join(AXES)}")
         if names.count(name) > 1:
-            raise AddressError(f"{index_text(tuple(index))}: names the axis {name} twice")
+            raise AddressError(f"{index_text(index)}: names the axis {name} twice")
     return names

@@ -14,7 +14,6 @@ from weightkit.dtypes import Array
 from weightkit.errors import AddressError, EngineError, WeightkitError, one_line
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry, open_registry
-from weightkit.tensor import whole
 from weightkit.weight import Selection, Weight
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
@@ -110,7 +109,7 @@ class Model:
     def select(self, address: str | None = None) -> list[Selection]:
         """Everything that an address names, in forward order; without one, every tensor of the files."""
         if address is None:
-            return [Selection(weight, whole(weight.shape)) for weight in self.registry.unique()]
+            return [Selection.of(weight) for weight in self.registry.unique()]
         return self.registry.select(address, self.token_id)
 
     def token_id(self, text: str) -> int:
@@ -173,7 +172,7 @@ class Model:
         from weightkit.analysis.statistics import histogram, outliers, statistics
 
         found = self[address]
-        selection = found if isinstance(found, Selection) else Selection(found, whole(found.shape))
+        selection = found if isinstance(found, Selection) else Selection.of(found)
         row = statistics(selection)
         return Look(row, histogram(selection, row, bins), outliers(selection, row))
 

@@ -107,6 +107,11 @@ class Selection:
     region: Region
     index: tuple[Index, ...] = ()
 
+    @classmethod
+    def of(cls, weight: Weight) -> Selection:
+        """All of a weight."""
+        return cls(weight, whole(weight.shape))
+
     @property
     def address(self) -> str:
         """The canonical address, with its index."""

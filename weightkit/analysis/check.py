@@ -12,7 +12,6 @@ from weightkit.analysis.compare import compare
 from weightkit.checkpoint import Checkpoint
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
-from weightkit.tensor import whole
 from weightkit.weight import Selection, Weight
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def _values(weight: Weight) -> Fault | None:
         return None
     nan = inf = 0
     first = None
-    for region, stored in Selection(weight, whole(weight.shape)).blocks():
+    for region, stored in Selection.of(weight).blocks():
         values = weight.dtype.decode(stored)
         bad = ~np.isfinite(values)
         if bad.any():
@@ -104,9 +103,8 @@ def _index(checkpoint: Checkpoint) -> Iterator[Fault]:
 
 def _roles(checkpoint: Checkpoint, registry: Registry) -> Iterator[Fault]:
     if registry.config is None:
-        if (
-            checkpoint.config is not None and checkpoint.whole
-        ):  # a config that nothing was checked against is not a sound one
+        # A config that nothing was checked against is not a sound one.
+        if checkpoint.config is not None and checkpoint.whole:
             yield Fault("config", "config.json", f"cannot be checked against the weights: {registry.notes[0]}")
         return
     for name in registry.unclaimed:

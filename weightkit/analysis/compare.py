@@ -12,7 +12,7 @@ import numpy as np
 from weightkit.dtypes import Array
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
-from weightkit.tensor import Tensor, whole
+from weightkit.tensor import Tensor
 from weightkit.weight import Selection, Weight
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def compare(a: Weight, b: Weight) -> Changed | None:
     if a.shape != b.shape:
         return row(l2=math.nan, relative_l2=math.nan, max_abs=math.nan, cosine=math.nan, changed_fraction=math.nan)
     sums = _Sums()
-    for region, x in Selection(a, whole(a.shape)).blocks():
+    for region, x in Selection.of(a).blocks():
         y = b.read(region)
         differ = _bits_differ(x, y) if same_type else None
         sums.add(a.dtype.decode(x, np.float64), b.dtype.decode(y, np.float64), differ)
@@ -118,7 +118,7 @@ def _same_file(x: Tensor, y: Tensor) -> bool:
 
 
 def _same_bits(a: Weight, b: Weight) -> bool:
-    blocks = Selection(a, whole(a.shape)).blocks()
+    blocks = Selection.of(a).blocks()
     return all(not _bits_differ(x, b.read(region)).any() for region, x in blocks)
 
 

@@ -101,8 +101,7 @@ class Tour:
     def parts(self) -> Iterator[Line | str]:
         """Whole attentions and FFNs zeroed."""
         yield from _title("Zero a whole part")
-        addresses = [f"layers.{layer}.{part}" for part in ("attn", "ffn") for layer in range(self.layers)]
-        losses = self._losses(addresses)
+        losses = self._losses(self._part_addresses())
         rows = [(loss.address, units.count(self.known - len(loss.facts)), _of_what(loss)) for loss in losses]
         columns = [Column("zeroed", style="cyan"), Column("facts left", right=True), Column("lost", shrinks=True)]
         yield from table(columns, rows, width())
@@ -123,7 +122,6 @@ class Tour:
 
     def undo(self) -> Iterator[Line | str]:
         """The difference, and the way back."""
-
         edited = self.model.apply(wk.zero("layers.0.attn[head=0]"))
         found = wk.diff(self.model, edited)
         again = wk.diff(self.model, wk.open("demo"))
@@ -157,20 +155,21 @@ class Tour:
     def numbers(self) -> dict[str, Any]:
         """The numbers of the tour, for JSON."""
         prompt = self.answers[0].prompt
-        parts = [f"layers.{layer}.{part}" for part in ("attn", "ffn") for layer in range(self.layers)]
+        addresses = [*self._head_addresses(), *self._part_addresses()]
         return {
             "parameters": self.model.counts().total,
             "facts": len(self.facts),
             "known": self.known,
             "snapshots": {name: right for name, right, _ in self._snapshots(prompt)},
-            "left": {
-                loss.address: self.known - len(loss.facts) for loss in self._losses([*self._head_addresses(), *parts])
-            },
+            "left": {loss.address: self.known - len(loss.facts) for loss in self._losses(addresses)},
             "noise": [{"relative_std": std, "known": right, "kl_mean": kl} for std, right, kl in self._noises()],
         }
 
     def _head_addresses(self) -> list[str]:
         return [f"layers.{i}.attn[head={h}]" for i in range(self.layers) for h in range(self.head_count)]
+
+    def _part_addresses(self) -> list[str]:
+        return [f"layers.{layer}.{part}" for part in ("attn", "ffn") for layer in range(self.layers)]
 
     def _snapshots(self, prompt: str) -> Iterator[tuple[str, int, str]]:
         for name in ("demo:step0", "demo:early", "demo"):
@@ -179,11 +178,9 @@ class Tour:
             yield name, right, model.next_tokens(prompt, 1)[0].token.strip()
 
     def _losses(self, addresses: Sequence[str]) -> list[Lost]:
-
         return [lost(self.answers, self.model.apply(wk.zero(address)), address) for address in addresses]
 
     def _noises(self) -> Iterator[tuple[float, int, float]]:
-
         texts = [f"{a.prompt} {a.fact.answer}." for a in self.answers[:40]]
         for std in NOISES:
             edited = self.model.apply(*(wk.noise(a, relative_std=std, seed=1) for a in self._matrices()))
@@ -194,7 +191,6 @@ class Tour:
         return [address for address, weight in self.model.registry.items() if len(weight.shape) == 2]
 
     def _telling(self, losses: list[Lost]) -> Iterator[Line | str]:
-
         heaviest = max(losses, key=lambda loss: len(loss.facts))
         sharpest = max((loss for loss in losses if len(loss.facts) >= ENOUGH), key=_sharpness, default=heaviest)
         yield from _text(f"The heaviest is {heaviest.address}: without it the model loses {_of_what(heaviest)}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from weightkit.cli.output import Address, Csv, Json, Markdown, ModelPath, emit, open_model, rows
 from weightkit.report import units
 from weightkit.report.tables import Column
-from weightkit.tensor import whole
 from weightkit.weight import Selection
 
 FIELDS = ("address", "name", "role", "layer", "dtype", "shape", "parameters", "tied_to")
@@ -20,10 +19,8 @@ def list_(
 ) -> None:
     """List the weights: address, role, shape, type, and the name in the file."""
     opened = open_model(model)
-    if address is None:
-        found = [Selection(weight, whole(weight.shape)) for weight in opened.registry.values()]
-    else:
-        found = opened.select(address)
+    everything = map(Selection.of, opened.registry.values())  # tied weights too, which select leaves out
+    found = list(everything) if address is None else opened.select(address)
     values = map(_values, found)
     if json:
         emit(
