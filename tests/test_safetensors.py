@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from weightkit.dtypes import DTYPES
 from weightkit.errors import FormatError
 from weightkit.formats import NOT_YET, open_file
-from weightkit.formats.safetensors import ShardFile
+from weightkit.formats.shard import ShardFile
 
 Header = dict[str, Any] | bytes
 
@@ -273,7 +273,7 @@ def test_64_gigabytes_of_holes_open_by_their_header(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size + size)
     tensor = open_file(path).tensors["w"]
     assert tensor.nbytes == size
-    assert tensor.read(tensor.size - 3, tensor.size).tolist() == [0, 0, 0]
+    assert tensor.read(size // 4 - 3, size // 4).tolist() == [0, 0, 0]
 
 
 @contextmanager

@@ -33,6 +33,11 @@ class Memory:
     name: str = "w"
     dtype: DType = DTYPES["I32"]
     reads: list[int] = field(default_factory=list)
+    path: Path = Path("memory")
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
 
     @property
     def shape(self) -> tuple[int, ...]:

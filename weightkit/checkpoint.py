@@ -16,8 +16,9 @@ from typing import Any
 from weightkit import strictjson
 from weightkit.errors import FormatError, one_line
 from weightkit.formats import WEIGHTS, open_file
-from weightkit.formats.safetensors import SUFFIX, ShardFile
-from weightkit.tensor import Tensor
+from weightkit.formats.safetensors import SUFFIX
+from weightkit.formats.shard import ShardFile
+from weightkit.tensor import Source
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -38,7 +39,7 @@ class Checkpoint:
     index: dict[str, Any] | None = None  # the index file, as it is
     index_path: Path | None = None
     whole: bool = True  # False: one file was named, which may be a part of the model in its folder
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Source] = field(default_factory=dict)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -207,7 +208,7 @@ def _collect(
     index_path: Path | None = None,
     whole: bool = True,
 ) -> Checkpoint:
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Source] = {}
     for shard in shards:
         twice = next((name for name in shard.tensors if name in tensors), None)
         if twice is not None:

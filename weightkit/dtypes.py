@@ -28,23 +28,36 @@ Array = NDArray[Any]
 class DType:
     """One element type of a checkpoint file."""
 
-    name: str  # as safetensors writes it
-    bits: int  # of one element in the file
+    name: str  # as safetensors writes it, or as GGUF does
+    bits: int  # of one element in the file, or of one block of them
     kind: Kind
     stored: str  # numpy type of one stored element, little-endian
     table: str = ""  # the ml_dtypes type whose bit patterns these are
+    block: int = 1  # elements that share scales in the file; a stored element of such a type is a float32
 
     def nbytes(self, count: int) -> int:
         """Bytes that `count` elements take in a file. Packed types must fill whole bytes."""
-        return count * self.bits // 8
+        return count * self.bits // (8 * self.block)
 
     @property
     def group(self) -> int:
-        """The smallest number of elements that ends on a byte: 1, or 2 (FP4), or 4 (FP6)."""
-        return math.lcm(self.bits, 8) // self.bits
+        """The smallest number of elements that ends on a byte: 1, or 2 (FP4), 4 (FP6), or a block."""
+        return self.block if self.block > 1 else math.lcm(self.bits, 8) // self.bits
+
+    @property
+    def packed(self) -> bool:
+        """Whether an element in the file is not simply some bytes of its own."""
+        return self.block > 1 or self.bits < 8
+
+    @property
+    def patterns(self) -> int | None:
+        """How many bit patterns a stored element can have, where they are few enough to count."""
+        return 1 << self.bits if self.bits <= 16 and self.block == 1 else None
 
     def unpack(self, raw: Array) -> Array:
         """Bytes of a file, uint8 [n], to stored elements, flat."""
+        if self.block > 1:
+            return _widened(self.name, raw)
         if self.bits >= 8:
             return raw.view(self.stored)
         places = np.arange(self.group, dtype=np.uint32) * self.bits
@@ -90,7 +103,7 @@ class DType:
 
     def _round(self, values: Array) -> Array:
         values = np.asarray(values, np.float64)
-        if self.kind == "complex" or self.bits < 8:
+        if self.kind == "complex" or self.packed:
             raise EditError(f"numbers cannot be written into {self.name} tensors")
         with np.errstate(over="ignore", invalid="ignore"):
             if self.name == "BF16":
@@ -114,6 +127,14 @@ def _odd_float32(values: Array) -> Array:
     inexact = (back != values) & np.isfinite(values)
     bits = bits - (inexact & (np.abs(back) > np.abs(values)))  # truncate towards zero …
     return np.asarray(bits | inexact, np.uint32).view(np.float32)  # … and remember what was cut
+
+
+def _widened(name: str, raw: Array) -> Array:
+    """Blocks of a type of GGUF, uint8 [n], to float32, flat."""
+    import gguf
+
+    blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][1])
+    return np.asarray(gguf.dequantize(blocks, gguf.GGMLQuantizationType[name]), np.float32).reshape(-1)
 
 
 def _ml_type(name: str) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from weightkit import files
 from weightkit.errors import FormatError
 
 MOST_BYTES = 100 << 20  # safetensors caps its header here; a config or an index is far smaller
@@ -48,25 +47,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a small regular file. A FIFO or a device is refused, never waited on."""
-    size = regular_size(path)
+    size = files.size(path)
     if size > MOST_BYTES:
         raise FormatError(f"{path}: {size:,} bytes is too large for a JSON file")
     try:
         return path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def regular_size(path: Path) -> int:
-    """The size in bytes of the regular file at `path`; FormatError for anything else."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise FormatError(f"{path}: cannot be opened: {reason}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise FormatError(f"{path}: is not a regular file")
-    return status.st_size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -39,6 +39,16 @@ class Source(Protocol):
         """The shape in the file."""
         ...
 
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its numbers take in the file, before any compression."""
+        ...
+
     def read(self, start: int, stop: int) -> Array:
         """Stored elements `start` to `stop` of the flattened array, as a new array."""
         ...
@@ -60,6 +70,7 @@ class Tensor:
     shape: tuple[int, ...]
     path: Path
     offset: int  # in the file, of the first byte
+    big_endian: bool = False
 
     @property
     def size(self) -> int:
@@ -85,7 +96,7 @@ class Tensor:
                 if not got:
                     raise FormatError(f"{self.path}: the file became shorter while {self.name!r} was read")
                 done += got
-        return self.dtype.unpack(raw)[start - first : stop - first]
+        return self._native(self.dtype.unpack(raw))[start - first : stop - first]
 
     def mapped(self) -> Array:
         """All stored elements on the memory map, read-only; unpacked if smaller than a byte."""
@@ -96,9 +107,52 @@ class Tensor:
             raise FormatError(f"{self.path}: the file became shorter after it was opened")
         file = _map(self.path, status.st_mtime_ns)
         raw = file[self.offset : self.offset + self.nbytes]
-        if self.dtype.bits < 8:
-            return self.dtype.unpack(raw).reshape(self.shape)
+        if self.dtype.packed or self.big_endian:
+            return self._native(self.dtype.unpack(raw)).reshape(self.shape)
         return np.ndarray(self.shape, self.dtype.stored, buffer=raw)
+
+    def _native(self, stored: Array) -> Array:
+        return stored.byteswap() if self.big_endian else stored
+
+
+@dataclass(frozen=True, slots=True)
+class Strided:
+    """A view on a flat tensor in steps of its own, as PyTorch saves a transposed matrix or a part of one.
+
+    Element (i, j, …) is element `start + i·strides[0] + j·strides[1] + …` of `base`; whoever makes one
+    has seen to it that none lies outside.
+    """
+
+    name: str
+    base: Source
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+    start: int = 0
+
+    @property
+    def dtype(self) -> DType:
+        """The element type in the file."""
+        return self.base.dtype
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
+        return self.base.path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its numbers take when each is written once."""
+        return self.dtype.nbytes(math.prod(self.shape))
+
+    def read(self, start: int, stop: int) -> Array:
+        """Stored elements `start` to `stop` in row-major order, as a new array."""
+        return self.mapped().flat[start:stop]
+
+    def mapped(self) -> Array:
+        """The view itself, on the memory map."""
+        flat = self.base.mapped().reshape(-1)[self.start :]
+        steps = tuple(step * flat.itemsize for step in self.strides)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
 
 
 @functools.lru_cache(maxsize=256)

@@ -65,7 +65,7 @@ class Summary:
     @classmethod
     def of(cls, dtype: DType, stored: Array) -> Summary:
         """The summary of one block of stored elements."""
-        if dtype.bits <= 16:
+        if dtype.patterns:
             bits = stored.reshape(-1).view(np.uint8 if stored.dtype.itemsize == 1 else np.uint16)
             return cls(dtype, np.bincount(bits, minlength=PATTERNS))
         values = dtype.decode(stored, np.float64).reshape(-1)
@@ -105,7 +105,7 @@ def statistics(selection: Selection) -> Statistics:
     dtype = selection.dtype
     start = Summary(dtype, np.zeros(PATTERNS, np.int64))
     total = sum((Summary.of(dtype, stored) for _, stored in selection.blocks()), start)
-    if dtype.bits <= 16:
+    if dtype.patterns:
         total, quantiles = _from_patterns(total)
     else:
         quantiles = _wide_quantiles(total, lambda: (stored for _, stored in selection.blocks()))
@@ -131,7 +131,7 @@ def statistics(selection: Selection) -> Statistics:
         skewness=m.skewness,
         kurtosis=m.kurtosis,
         quantiles={f"{q:g}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
-        exact=dtype.bits <= 16 or total.single,
+        exact=bool(dtype.patterns) or total.single,
     )
 
 
@@ -163,7 +163,7 @@ def _from_patterns(total: Summary) -> tuple[Summary, Array]:
 def _sorted_patterns(dtype: str) -> tuple[Array, Array]:
     """All bit patterns of a small type in order of value, and the values, float64. [65536] or [256]"""
     kind = DTYPES[dtype]
-    patterns = np.arange(1 << kind.bits, dtype=np.uint32).astype(f"u{np.dtype(kind.stored).itemsize}")
+    patterns = np.arange(kind.patterns or 0, dtype=np.uint32).astype(f"u{np.dtype(kind.stored).itemsize}")
     values = kind.decode(patterns.view(kind.stored), np.float64)
     order = np.argsort(values, kind="stable")
     return order, values[order]

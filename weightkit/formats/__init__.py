@@ -9,7 +9,7 @@ from pathlib import Path
 
 from weightkit.errors import FormatError
 from weightkit.formats import safetensors
-from weightkit.formats.safetensors import ShardFile
+from weightkit.formats.shard import ShardFile
 
 NOT_YET = (
     ".bin",

@@ -9,28 +9,16 @@ Format: https://huggingface.co/docs/safetensors, "Format".
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightkit import strictjson
+from weightkit import files, strictjson
 from weightkit.dtypes import DTYPES
 from weightkit.errors import FormatError
+from weightkit.formats.shard import MOST_DIMENSIONS, MOST_ELEMENTS, ShardFile
 from weightkit.tensor import Tensor
 
 SUFFIX = ".safetensors"
-MOST_DIMENSIONS = 64  # numpy's limit
-MOST_ELEMENTS = 1 << 60
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One weights file: its tensors in the order of its header, and its metadata."""
-
-    path: Path  # of the file itself, links followed
-    name: str  # in the folder that was opened; in the Hugging Face cache the file is called by its hash
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def open_file(path: Path) -> ShardFile:
@@ -39,7 +27,7 @@ def open_file(path: Path) -> ShardFile:
     Raises FormatError on every departure from the format: a header that is not strict JSON, names
     given twice, unknown types, sizes that do not match, and bytes that belong to no tensor or to two.
     """
-    size = strictjson.regular_size(path)
+    size = files.size(path)
     try:
         with open(path, "rb") as file:
             head = file.read(8)

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -117,6 +118,16 @@ class Overlay:
         """The shape in the file."""
         return self.base.shape
 
+    @property
+    def path(self) -> Path:
+        """The file that holds the original."""
+        return self.base.path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file, which edits keep."""
+        return self.base.nbytes
+
     def read(self, start: int, stop: int) -> Array:
         """Stored elements `start` to `stop` of the flattened array, as edited."""
         shape = self.shape or (1,)
@@ -172,7 +183,7 @@ def overlays(registry: Registry) -> dict[str, Overlay]:
 
 def _require_possible(edit: Edit, selection: Selection) -> None:
     dtype = selection.dtype
-    if dtype.bits < 8 or dtype.kind == "complex":
+    if dtype.packed or dtype.kind == "complex":
         raise EditError(f"{edit}: {selection.weight.address} is {dtype.name}, which cannot be edited")
     if dtype.kind != "float" and edit.op in ("scale", "noise"):
         raise EditError(f"{edit}: {selection.weight.address} is {dtype.name}; whole numbers can only be zeroed or set")

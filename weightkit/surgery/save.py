@@ -19,9 +19,11 @@ from pathlib import Path
 from weightkit.checkpoint import CONFIG, Checkpoint, inside
 from weightkit.errors import FormatError, SaveError
 from weightkit.formats import WEIGHTS
-from weightkit.formats.safetensors import SUFFIX, ShardFile
+from weightkit.formats.safetensors import SUFFIX
+from weightkit.formats.shard import ShardFile
 from weightkit.registry import Registry
 from weightkit.surgery.overlay import Overlay, overlays
+from weightkit.tensor import Tensor
 
 OLD = "old"  # what the destination is called while it is set aside
 MOST_COPIED = 256 << 20  # of one file beside the weights; what is larger is not part of a model
@@ -230,6 +232,7 @@ def _write_shard(shard: ShardFile, changed: dict[str, Overlay], target: Path) ->
     with open(target, "r+b") as file:
         for name in changed.keys() & shard.tensors.keys():
             overlay, tensor = changed[name], shard.tensors[name]
+            assert isinstance(tensor, Tensor)
             for start, stop in overlay.changed_tiles():
                 file.seek(tensor.offset + tensor.dtype.nbytes(start))
                 file.write(overlay.read(start, stop).data)

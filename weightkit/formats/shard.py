@@ -1,0 +1,28 @@
+"""ShardFile: what every format reads of one weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightkit.tensor import Source
+
+MOST_DIMENSIONS = 64  # numpy's limit
+MOST_ELEMENTS = 1 << 60
+VERIFIED_BYTES = 32 << 20  # a file of up to this size is checked against its own checksums when it is opened
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One weights file: its tensors in the order of its header, and what it says of itself."""
+
+    path: Path  # of the file itself, links followed
+    name: str  # in the folder that was opened; in the Hugging Face cache the file is called by its hash
+    tensors: Mapping[str, Source]
+    metadata: dict[str, str] = field(default_factory=dict)
+    aside: frozenset[str] = frozenset()  # names of tensors that are no part of the model: optimizer state
+    config: dict[str, Any] | None = None  # the model's config in the keys of a config.json, if the file has one
+    tokenizer: Callable[[], bytes] | None = None  # makes a tokenizer.json, if the file has a tokenizer
+    part: tuple[int, int] | None = None  # (index, of how many), where the file says that it is one of several
