@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from weightkit.address import Address, Index, Segment, parse
+from weightkit.assembly import open_registry
 from weightkit.checkpoint import open_checkpoint
 from weightkit.dtypes import DTYPES
 from weightkit.errors import AddressError
-from weightkit.registry import Registry, open_registry, unnamed
+from weightkit.registry import Registry, unnamed
 from weightkit.tensor import Tensor
 
 # ── reading and printing ────────────────────────────────────────────────────────────────────────────

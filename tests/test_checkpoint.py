@@ -211,11 +211,18 @@ def test_several_files_that_are_not_shards(single: Path) -> None:
     require_all(open_checkpoint(single / "a.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "tf_model.h5"])
+@pytest.mark.parametrize("name", ["flax_model.msgpack", "model.onnx"])
 def test_only_weights_of_a_kind_that_cannot_be_read(single: Path, name: str) -> None:
     (single / "model.safetensors").rename(single / name)
-    refused(single, name, "only .safetensors")
-    refused(single / name, name, "only .safetensors")
+    refused(single, name, "cannot be read")
+    refused(single / name, name, "cannot be read")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "tf_model.h5", "model.npz"])
+def test_a_file_under_another_formats_name(single: Path, name: str) -> None:
+    (single / "model.safetensors").rename(single / name)
+    refused(single, name)
+    refused(single / name, name)
 
 
 @pytest.mark.parametrize(
@@ -235,9 +242,9 @@ def test_only_weights_of_a_kind_that_cannot_be_read(single: Path, name: str) -> 
         (7, "not a file name"),
         (None, "not a file name"),
         (["x"], "not a file name"),
-        (INDEX, "not a .safetensors file"),
-        ("config.json", "not a .safetensors file"),
-        (".", "not a .safetensors file"),
+        (INDEX, "not a file of weights"),
+        ("config.json", "not a file of weights"),
+        (".", "not a file of weights"),
     ],
 )
 def test_an_index_that_names_what_is_not_a_shard(single: Path, sharded: Path, shard: Any, words: str) -> None:

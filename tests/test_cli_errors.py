@@ -119,7 +119,7 @@ BAD: dict[Callable[[Path], Path], str] = {
     another_config: "97 × 64",
     too_few_layers: "layers.3",
     broken_config: "config.json",
-    pytorch: ".bin files cannot be read",
+    pytorch: "pytorch_model.bin",
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import make_docs
 from tests.conftest import ROOT, Cli
 from weightkit.cli.app import VERBS, application
 
@@ -55,3 +56,8 @@ def test_every_verb_says_what_it_does() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", TEXT[page]):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(("name", "text"), make_docs.pages())
+def test_pages_that_are_made_from_tables_are_up_to_date(name: str, text: str) -> None:
+    assert TEXT[ROOT / "docs" / name] == text, "run python -m tests.make_docs"

@@ -16,11 +16,11 @@ import weightkit as wk
 from tests import make_golden as golden
 from tests import tiny
 from weightkit.architectures.parts import Architecture
+from weightkit.assembly import build
 from weightkit.config import Config, Rope
 from weightkit.engine.cache import Cache
 from weightkit.engine.forward import Engine
 from weightkit.errors import EngineError, FormatError, WeightkitError
-from weightkit.registry import build
 
 TOLERANCE = 2e-5  # of max |Δlogit| / std(logit), as float32 sums in another order differ
 SHARED = ("stories260K", "cappgpt-v1", "cappgpt-v2", "slm4096")
@@ -267,7 +267,11 @@ SLOT_BREAKS: list[tuple[str, str, dict[str, Any]]] = [
     ("norm", "gpt2/plain", {"bias": "never"}),
     ("lm_head", "llama/tied-with-own-head", {"name": "elsewhere"}),  # the embedding would be used
 ]
-UNFELT = {"model_type", "dtype", "quantization", "ignored", "rope", "slots"}  # the last two by their own tables
+# rope and slots are broken by their own tables; the rest belongs to families that the engine does not run yet.
+UNFELT = {"model_type", "dtype", "quantization", "ignored", "rope", "slots", "renamed", "runs"} | {
+    "partial", "parts", "experts", "latent", "state_space", "vision", "decoder_layers", "embed_width",
+    "position_offset", "token_types", "buckets", "mtp_layers",
+}  # fmt: skip
 
 
 def broken(case: str, folder: Path, config: dict[str, Any], architecture: dict[str, Any]) -> float:
@@ -360,7 +364,7 @@ def test_more_tokens_than_learned_positions(tmp_path: Path) -> None:
     [
         ("llama", {"hidden_act": "mish"}, "no activation 'mish'"),
         ("gpt2", {"add_cross_attention": True}, "attends to an encoder"),
-        ("llama", {"model_type": "mamba"}, "'mamba' is not known .*llama.*gpt2"),
+        ("llama", {"model_type": "rwkv"}, "'rwkv' is not known .*llama.*"),
         ("gpt2", {"tie_word_embeddings": False}, "lm_head is not in the files"),
     ],
 )
@@ -372,7 +376,7 @@ def test_models_that_cannot_be_run(family: str, changes: dict[str, Any], message
 
 def test_a_config_alone_cannot_be_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIGS["llama"]))
-    with pytest.raises(FormatError, match=r"only a config\.json was opened"):
+    with pytest.raises(FormatError, match=r"only a config\.json or an index was opened"):
         wk.open(tmp_path / "config.json").logits([1])
 
 

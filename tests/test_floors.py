@@ -23,6 +23,7 @@ FLOORS = {
     "demo": 0,  # data
     "tensor": 1,
     "formats": 1,
+    "packing": 2,
     "checkpoint": 2,
     "config": 2,
     "address": 2,
@@ -30,6 +31,9 @@ FLOORS = {
     "layout": 3,
     "weight": 3,
     "registry": 3,
+    "assembly": 3,
+    "recognition": 3,
+    "adapter": 3,
     "analysis": 4,
     "surgery": 4,
     "engine": 4,

@@ -24,6 +24,7 @@ from tests.by_hand import files
 from tests.conftest import Cli
 from tests.tiny import write
 from weightkit.errors import SaveError
+from weightkit.surgery import place as place_module
 from weightkit.surgery import save as save_module
 
 CALLS: list[tuple[Any, str]] = [
@@ -194,7 +195,7 @@ def test_in_place_where_links_cannot_be(tmp_path: Path, monkeypatch: pytest.Monk
 def test_interrupted_between_the_renames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException
 ) -> None:
-    monkeypatch.setattr(save_module, "_exchange", lambda *_: False)  # a system that cannot do it in one step
+    monkeypatch.setattr(place_module, "_exchange", lambda *_: False)  # a system that cannot do it in one step
     case = Case(tmp_path, exists=True, single=False)
     breaking = break_call(monkeypatch, os, "rename", at, error)
     try:
@@ -206,7 +207,7 @@ def test_interrupted_between_the_renames(
 
 
 def test_old_that_cannot_be_put_back_is_not_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save_module, "_exchange", lambda *_: False)
+    monkeypatch.setattr(place_module, "_exchange", lambda *_: False)
     case = Case(tmp_path, exists=True, single=False)
     old = files(case.out)
     break_call(monkeypatch, os, "rename", 2, OSError(errno.EIO, "I/O error"), for_good=True)

@@ -1,31 +1,35 @@
 """Checkpoint: where the bytes of a model live, and the small files beside them.
 
-A path is opened the way people have models: one safetensors file, a folder, an index of shards, a
+A path is opened the way people have models: one file of weights, a folder, an index of shards, a
 folder of the Hugging Face cache, a config.json alone. Nothing outside the checkpoint's own folder is
 read, except the blobs of the cache that the folder is part of.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from weightkit import strictjson
 from weightkit.errors import FormatError, one_line
-from weightkit.formats import WEIGHTS, open_file
-from weightkit.formats.safetensors import SUFFIX
+from weightkit.formats import FORMATS, WEIGHTS, format_of, open_file
 from weightkit.formats.shard import ShardFile
 from weightkit.tensor import Source
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-SINGLE = "model.safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
-INDEX = "model" + INDEX_SUFFIX
-_NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})\.safetensors")
+ADAPTER = "adapter_config.json"
+INDEX_SUFFIX = ".index.json"
+_NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})(\.[a-z0-9]+)")
+
+# The weights that a folder may hold, the first that is there being taken, as transformers does: one whole
+# file before shards, safetensors before PyTorch.
+_SINGLE = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -35,17 +39,60 @@ class Checkpoint:
     path: Path  # what was opened
     folder: Path  # where its files are
     shards: tuple[ShardFile, ...] = ()
-    config: dict[str, Any] | None = None  # the config.json, as it is
+    config: dict[str, Any] | None = None  # the config.json, as it is, or what a GGUF file says in its place
     index: dict[str, Any] | None = None  # the index file, as it is
     index_path: Path | None = None
     whole: bool = True  # False: one file was named, which may be a part of the model in its folder
     tensors: dict[str, Source] = field(default_factory=dict)
+    listed: tuple[str, ...] = ()  # names that an index lists, where none of its shards is here
+    notes: tuple[str, ...] = ()
+    adapter: dict[str, Any] | None = None  # the adapter_config.json of a LoRA adapter
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors, as far as they are known."""
+        return self.listed or self.tensors
+
+    @property
+    def format(self) -> str:
+        """The format of the files; empty without files."""
+        return format_of(self.shards[0].path, self.shards[0].name).name if self.shards else ""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the first file says of itself."""
+        return self.shards[0].metadata if self.shards else {}
+
+    @functools.cached_property
+    def aside(self) -> frozenset[str]:
+        """Names of tensors that are no part of the model, such as optimizer state."""
+        return frozenset().union(*(shard.aside for shard in self.shards))
+
+    @functools.cached_property
+    def packing(self) -> dict[str, Any]:
+        """The settings by which the weights are packed, as the config gives them."""
+        config = self.config or {}
+        inner = config.get("text_config")
+        for values in (config, inner if isinstance(inner, dict) else {}):
+            for key in ("quantization_config", "quantization", "compression_config"):
+                if isinstance(values.get(key), dict):
+                    return dict(values[key])
+        return {}
 
     @property
     def tokenizer_path(self) -> Path | None:
         """The tokenizer.json beside the weights, if there is one."""
         path = self.folder / TOKENIZER
         return inside(self.folder, path) if path.exists() or path.is_symlink() else None
+
+    def tokenizer(self) -> bytes | None:
+        """The tokenizer.json, from the file beside the weights or made of what they say; None without one."""
+        path = self.tokenizer_path
+        if path is not None:
+            return strictjson.read_bytes(path)
+        makers = (shard.tokenizer for shard in self.shards if shard.tokenizer is not None)
+        make = next(makers, None)
+        return make() if make is not None else None
 
     @property
     def nbytes(self) -> int:
@@ -67,14 +114,26 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_folder(_cache_snapshot(path))
     if not exists:
         raise FormatError(f"{path}: no such file or folder")
-    if path.name.endswith(INDEX_SUFFIX):
-        return _open_index(path, path.parent, whole=False)
     if path.suffix == ".json":
-        config = strictjson.read_object(path)
-        if "weight_map" in config:
+        values = strictjson.read_object(path)
+        if "weight_map" in values or path.name.endswith(INDEX_SUFFIX):
             return _open_index(path, path.parent, whole=False)
-        return Checkpoint(path, path.parent, config=config)
-    return _collect(path, path.parent, [open_file(path)], whole=False)
+        return Checkpoint(path, path.parent, config=values)
+    return _collect(path, path.parent, _with_siblings(open_file(path), path), whole=False)
+
+
+def _with_siblings(shard: ShardFile, path: Path) -> list[ShardFile]:
+    """The file, or all of them where it says itself that it is one of several, as GGUF files do."""
+    part = shard.part
+    numbered = _NUMBERED.fullmatch(path.name)
+    if part is None or part[1] < 2 or not numbered or int(numbered[3]) != part[1]:
+        return [shard]
+    width = len(numbered[2])
+    names = [f"{numbered[1]}-{n:0{width}}-of-{numbered[3]}{numbered[4]}" for n in range(1, part[1] + 1)]
+    missing = [name for name in names if not (path.parent / name).exists()]
+    if missing:
+        raise FormatError(f"{path}: is one of {part[1]} files; {one_line(missing, 3)} not there")
+    return [shard if name == path.name else _open_part(path.parent, name) for name in names]
 
 
 def _cache_snapshot(folder: Path) -> Path:
@@ -98,24 +157,44 @@ def _open_folder(folder: Path) -> Checkpoint:
         names = sorted(child.name for child in folder.iterdir())
     except OSError as error:
         raise FormatError(f"{folder}: cannot be listed: {error.strerror}") from None
-    weights = [name for name in names if name.endswith(SUFFIX)]
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    if SINGLE in weights:  # as transformers does: one whole file goes before shards
-        return _collect(folder, folder, [_open_part(folder, SINGLE)])
-    if len(indexes) == 1 or INDEX in indexes:
-        index = INDEX if INDEX in indexes else indexes[0]
-        return _open_index(inside(folder, folder / index), folder, opened=folder)
-    _require_all_shards(folder, weights)
-    if len(weights) == 1 or _all_shards(weights):
-        return _collect(folder, folder, [_open_part(folder, name) for name in weights])
-    if weights:
-        raise FormatError(f"{folder}: holds {one_line(weights)}: name the one to open")
-    other = [name for name in names if name.endswith(WEIGHTS)]
-    if other:
-        open_file(folder / other[0])  # raises, with what to do about such a file
+    single = next((name for name in _SINGLE if name in names), None)
+    if single and not (single.endswith(".bin") and _INDEXES[0] in names):
+        return _collect(folder, folder, [_open_part(folder, single)])
+    if indexes:
+        return _open_one_index(folder, indexes)
+    weights = [name for name in names if name.endswith(WEIGHTS)]
+    for format in FORMATS:
+        ours = [name for name in weights if Path(name).suffix in format.suffixes and name not in _BESIDE]
+        if not ours:
+            continue
+        _require_all_shards(folder, ours)
+        if len(ours) == 1 or _all_shards(ours):
+            return _collect(folder, folder, [_open_part(folder, name) for name in ours])
+        raise FormatError(f"{folder}: holds {one_line(ours)}: name the one to open")
+    if weights and weights[0] not in _BESIDE:
+        open_file(folder / weights[0])  # raises, with what to do about such a file
     if CONFIG in names:
-        return Checkpoint(folder, folder, config=_config(folder))
-    raise FormatError(f"{folder}: a folder without weights: no {SUFFIX} file, index or {CONFIG}")
+        return Checkpoint(folder, folder, config=_read_beside(folder, CONFIG))
+    raise FormatError(f"{folder}: a folder without weights: no weights file, index or {CONFIG}")
+
+
+_BESIDE = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin")  # of a Trainer
+
+
+def _open_one_index(folder: Path, indexes: list[str]) -> Checkpoint:
+    """By the usual index of a folder, or by another one where that is broken: a merge gone wrong is common."""
+    order = [name for name in _INDEXES if name in indexes] + [name for name in indexes if name not in _INDEXES]
+    problems = []
+    for name in order:
+        try:
+            checkpoint = _open_index(inside(folder, folder / name), folder, opened=folder)
+        except FormatError as error:
+            problems.append(error)
+            continue
+        notes = [f"{error}; opened by {name} instead" for error in problems]
+        return replace(checkpoint, notes=(*checkpoint.notes, *notes))
+    raise problems[0]
 
 
 def _require_all_shards(folder: Path, names: list[str]) -> None:
@@ -140,7 +219,14 @@ def _open_index(path: Path, folder: Path, *, opened: Path | None = None, whole: 
         raise FormatError(f"{path}: no weight_map from tensor names to shards")
     for name, shard in weight_map.items():
         _require_plain_name(shard, f"{path}: tensor {name!r}")
-    shards = {name: _open_shard(path, folder, name) for name in dict.fromkeys(weight_map.values())}
+    wanted = dict.fromkeys(weight_map.values())
+    if not any((folder / name).exists() or (folder / name).is_symlink() for name in wanted):
+        note = f"none of the {len(wanted)} files that {path.name} names is here: only names and the config are known"
+        listed = tuple(weight_map)
+        return Checkpoint(
+            opened or path, folder, (), _read_beside(folder, CONFIG), index, path, whole, listed=listed, notes=(note,)
+        )
+    shards = {name: _open_shard(path, folder, name) for name in wanted}
     checkpoint = _collect(opened or path, folder, list(shards.values()), index=index, index_path=path, whole=whole)
     for name, shard in weight_map.items():
         tensor = checkpoint.tensors.get(name)
@@ -158,8 +244,8 @@ def _require_plain_name(shard: Any, where: str) -> None:
     parts = PureWindowsPath(shard)  # understands / and \ and drives
     if "\0" in shard or "\\" in shard or parts.anchor or ".." in parts.parts:
         raise FormatError(f"{where}: its shard {shard!r} leads out of the folder")
-    if not shard.endswith(SUFFIX):
-        raise FormatError(f"{where}: its shard {shard!r} is not a {SUFFIX} file")
+    if not shard.endswith(WEIGHTS):
+        raise FormatError(f"{where}: its shard {shard!r} is not a file of weights")
 
 
 def _open_shard(index: Path, folder: Path, name: str) -> ShardFile:
@@ -170,7 +256,7 @@ def _open_shard(index: Path, folder: Path, name: str) -> ShardFile:
 
 def _open_part(folder: Path, name: str) -> ShardFile:
     """A weights file of a folder, known by its name there wherever a link leads."""
-    return replace(open_file(inside(folder, folder / name)), name=name)
+    return replace(open_file(inside(folder, folder / name), name), name=name)
 
 
 def inside(folder: Path, path: Path) -> Path:
@@ -192,8 +278,9 @@ def _cache_blobs(folder: Path) -> Iterable[Path]:
             yield parent.parent.parent / "blobs"
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
-    path = folder / CONFIG
+def _read_beside(folder: Path, name: str) -> dict[str, Any] | None:
+    """The JSON object in a small file of the folder; None where there is no such file."""
+    path = folder / name
     if not path.exists() and not path.is_symlink():
         return None
     return strictjson.read_object(inside(folder, path))
@@ -214,4 +301,7 @@ def _collect(
         if twice is not None:
             raise FormatError(f"{shard.path}: tensor {twice!r} is also in {tensors[twice].path.name}")
         tensors.update(shard.tensors)
-    return Checkpoint(path, folder, tuple(shards), _config(folder), index, index_path, whole, tensors)
+    own = next((shard.config for shard in shards if shard.config), None)
+    config = _read_beside(folder, CONFIG) if own is None else own  # what a file says of itself goes first
+    adapter = _read_beside(folder, ADAPTER)
+    return Checkpoint(path, folder, tuple(shards), config, index, index_path, whole, tensors, adapter=adapter)

@@ -178,5 +178,6 @@ DTYPES: dict[str, DType] = {
         DType("U8", 8, "int", "u1"),
         DType("BOOL", 8, "bool", "u1"),
         DType("C64", 64, "complex", "<c8"),
+        DType("C128", 128, "complex", "<c16"),
     )
 }

@@ -21,7 +21,7 @@ class Layout:
     """Which rows of a stored tensor, in [out, in] orientation, form a matrix.
 
     The matrix is `repeats` runs of `block` rows, the first at `start`, each `period` after the last.
-    With `block` 0 it is the whole tensor.
+    With `block` 0 it is the whole tensor. With an `index` it lies in that one of a stack of tensors.
     """
 
     transposed: bool = False  # the file has [in, out]
@@ -29,15 +29,18 @@ class Layout:
     block: int = 0
     period: int = 0
     repeats: int = 1
+    index: int | None = None
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the matrix, given the shape of the tensor that stores it."""
+        stored = stored if self.index is None else stored[1:]
         shape = stored[::-1] if self.transposed else stored
         return (self.block * self.repeats, *shape[1:]) if self.block else shape
 
     def view(self, stored: Array) -> Array:
         """The matrix in a stored array: a view where it is one run of rows, else a copy."""
-        array = stored.T if self.transposed else stored
+        array = stored if self.index is None else stored[self.index]
+        array = array.T if self.transposed else array
         if not self.block:
             return array
         if self.repeats == 1:
@@ -49,20 +52,28 @@ class Layout:
         """The rectangles of the stored tensor that a region of the matrix covers.
 
         Yields (region of the matrix, region of the stored tensor): the same elements in the same
-        order, axes exchanged when the layout is transposed.
+        order, axes exchanged when the layout is transposed, one axis of length 1 first in a stack.
         """
+        stack = () if self.index is None else (slice(self.index, self.index + 1, 1),)
         if not region:
-            yield region, region
+            yield region, stack
             return
         for rows, stored_rows in self._runs(region[0]):
             if self.transposed:
-                yield (rows, *region[1:]), (*region[1:][::-1], stored_rows)
+                yield (rows, *region[1:]), (*stack, *region[1:][::-1], stored_rows)
             else:
-                yield (rows, *region[1:]), (stored_rows, *region[1:])
+                yield (rows, *region[1:]), (*stack, stored_rows, *region[1:])
 
     def _runs(self, rows: slice) -> Iterator[tuple[slice, slice]]:
         if not self.block:
             yield rows, rows
+            return
+        if self.block == 1 and self.repeats > 1:  # single rows at equal distances are one slice
+            taken = range(rows.start, rows.stop, rows.step)
+            if not taken:
+                return
+            first, last = (self.start + self.period * row for row in (taken[0], taken[-1]))
+            yield rows, slice(first, last + 1, self.period * rows.step)
             return
         for repeat in range(rows.start // self.block, self.repeats):
             first = repeat * self.block
@@ -76,6 +87,7 @@ class Layout:
     def read(self, source: Source, region: Region) -> Array:
         """The stored elements of a region of the matrix, [out, in], as a new array."""
         blocks = [read_region(source, part) for _, part in self.pieces(region)]
+        blocks = blocks if self.index is None else [block[0] for block in blocks]
         turned = [block.T for block in blocks] if self.transposed else blocks
         return turned[0] if len(turned) == 1 else np.concatenate(turned)
 
@@ -105,5 +117,5 @@ def join(layouts: list[Layout], matrices: list[Array], stored: tuple[int, ...]) 
     result = np.empty(stored, matrices[0].dtype)
     for layout, matrix in zip(layouts, matrices, strict=True):
         for region, place in layout.pieces(whole(matrix.shape)):
-            result[place] = matrix[region].T if layout.transposed else matrix[region]
+            result[place] = matrix[region].T if layout.transposed else matrix[region]  # broadcast over a stack's axis
     return result

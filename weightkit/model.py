@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightkit.assembly import open_registry
 from weightkit.checkpoint import Checkpoint, open_checkpoint
 from weightkit.config import Config
 from weightkit.dtypes import Array
 from weightkit.errors import AddressError, EngineError, WeightkitError, one_line
 from weightkit.parallel import Progress, in_order
-from weightkit.registry import Registry, open_registry
+from weightkit.registry import Registry
 from weightkit.weight import Selection, Weight
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from weightkit.analysis.check import Soundness
     from weightkit.analysis.compare import Diff
     from weightkit.analysis.counts import Counts
+    from weightkit.analysis.explain import Explanation
     from weightkit.analysis.statistics import Histogram, Outlier, Statistics
     from weightkit.effect.measure import Effect
     from weightkit.engine.forward import Engine
@@ -66,7 +68,7 @@ class Model:
         self.checkpoint = checkpoint
         self.registry = registry
         self.edits = edits
-        if not checkpoint.tensors and checkpoint.tokenizer_path is not None:
+        if not checkpoint.names and checkpoint.tokenizer_path is not None:
             _ = self.tokenizer  # without weights it is half of what there is: broken is not a detail
 
     def __repr__(self) -> str:
@@ -132,6 +134,17 @@ class Model:
 
         return plan(self.checkpoint, self.registry)
 
+    def convert(
+        self, out: str | Path, *, dtype: str | None = None, shard_bytes: int = 5_000_000_000, force: bool = False
+    ) -> Path:
+        """Write the model in another format, type or number of shards; the name of `out` says which format.
+
+        Raises SaveError where it cannot be written, EditError where a number does not fit the type.
+        """
+        from weightkit.surgery.convert import convert
+
+        return convert(self.checkpoint, self.registry, out, dtype=dtype, shard_bytes=shard_bytes, force=force)
+
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Write the model; only shards with an edit are rewritten. Raises SaveError, nothing lost."""
         from weightkit.surgery.save import save
@@ -145,6 +158,16 @@ class Model:
         from weightkit.analysis.counts import count
 
         return count(self.registry)
+
+    def explain(self) -> Explanation:
+        """Every count taken apart into matrices and their sizes, and held against the config. Reads no weights."""
+        from weightkit.analysis.explain import explain
+
+        described = None
+        if self.checkpoint.config is not None and self.registry.config is not None:
+            alone = Checkpoint(self.checkpoint.path, self.checkpoint.folder, config=self.checkpoint.config)
+            described = open_registry(alone)
+        return explain(self.registry, described)
 
     def statistics(
         self,
@@ -210,13 +233,13 @@ class Model:
         """The tokenizer. Raises EngineError where there is none, FormatError where it is broken."""
         from weightkit.engine.tokenizer import Tokenizer
 
-        path = self.checkpoint.tokenizer_path
-        if path is None:
+        raw = self.checkpoint.tokenizer()
+        if raw is None:
             raise EngineError(
                 f"{self.checkpoint.folder}: no tokenizer.json, so text cannot be read; "
                 "give token ids instead (--ids 1,2,3)"
             )
-        return Tokenizer(path)
+        return Tokenizer(raw, self.checkpoint.tokenizer_path or self.checkpoint.path)
 
     def ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The token ids of a text; ids are given back as they are."""

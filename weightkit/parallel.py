@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,19 +28,37 @@ def in_order(
     the caller stops early, by Ctrl-C or an error, the tasks not yet begun are dropped.
     """
     if executor is not None:
-        yield from _collect([executor.submit(function, task) for task in tasks], progress)
+        yield from _windowed(executor, function, tasks, progress)
         return
     from concurrent.futures import ThreadPoolExecutor
 
     threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
     try:
-        yield from _collect([threads.submit(function, task) for task in tasks], progress)
+        yield from _windowed(threads, function, tasks, progress)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _collect(futures: Sequence[Future[Result]], progress: Progress | None) -> Iterator[Result]:
-    for done, future in enumerate(futures, start=1):
-        yield future.result()
-        if progress is not None:
-            progress(done, len(futures))
+AHEAD = 256  # tasks that are handed out before their results are taken: a million futures would be heavy
+
+
+def _windowed(
+    executor: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], progress: Progress | None
+) -> Iterator[Result]:
+    waiting: deque[Future[Result]] = deque()
+    done = 0
+    for task in tasks:
+        waiting.append(executor.submit(function, task))
+        if len(waiting) >= AHEAD:
+            done += 1
+            yield _take(waiting.popleft(), done, len(tasks), progress)
+    while waiting:
+        done += 1
+        yield _take(waiting.popleft(), done, len(tasks), progress)
+
+
+def _take(future: Future[Result], done: int, total: int, progress: Progress | None) -> Result:
+    result = future.result()
+    if progress is not None:
+        progress(done, total)
+    return result

@@ -1,4 +1,4 @@
-"""Registry: architecture × checkpoint → the named weights of a model, in forward order."""
+"""Registry: the named weights of a model, in forward order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from weightkit.address import AXES, Address, Index, axis_names, parse, path_matches, resolve_ends, split_path
-from weightkit.architectures import ARCHITECTURES
-from weightkit.architectures.parts import Architecture, Role, Slot
-from weightkit.checkpoint import CONFIG, Checkpoint
-from weightkit.config import Config, model_type, normalise, quantization
-from weightkit.errors import AddressError, ConfigError, nearest
-from weightkit.layout import PLAIN, Layout
+from weightkit.architectures.parts import Architecture, Role
+from weightkit.config import Config
+from weightkit.errors import AddressError, nearest
+from weightkit.layout import PLAIN
 from weightkit.tensor import Region, Source, whole
 from weightkit.weight import Axis, Selection, Weight
 
@@ -23,8 +21,9 @@ TokenId = Callable[[str], int]
 class Registry(Mapping[str, Weight]):
     """The weights of a model by canonical address, in forward order.
 
-    Tensors that no address claims follow under `name:…`; known buffers (masks, inverse frequencies)
-    are in `ignored`, since they are not parameters.
+    Tensors that no address claims follow under `name:…`. What is no parameter is not among the weights:
+    known buffers (masks, inverse frequencies) and optimizer state are in `ignored`, the scales and zero
+    points of packed weights in `bookkeeping`.
     """
 
     def __init__(
@@ -37,6 +36,9 @@ class Registry(Mapping[str, Weight]):
         ignored: tuple[str, ...] = (),
         notes: tuple[str, ...] = (),
         model_type: str | None = None,
+        bookkeeping: tuple[str, ...] = (),
+        sized: bool = True,
+        said: Mapping[str, str] | None = None,
     ) -> None:
         self._weights = weights
         self.by_name = by_name  # every tensor in the files, as it is stored
@@ -45,11 +47,27 @@ class Registry(Mapping[str, Weight]):
         self.ignored = ignored
         self.model_type = model_type  # as the config names it, known or not
         self.notes = notes  # what is not available for this model, and why
-        claimed = {weight.name for weight in weights.values()}
-        self.unclaimed = tuple(name for name in by_name if name not in claimed and name not in ignored)
+        self.bookkeeping = bookkeeping  # names of scales, zero points and states of packed weights
+        self.sized = sized  # False: not even shapes are known, only names
+        self.said = said or {}  # what Hugging Face files call a tensor, where these files call it otherwise
+        known = {weight.name for weight in weights.values()}.union(ignored, bookkeeping)
+        self.unclaimed = tuple(name for name in by_name if name not in known)
         self._all = weights | {by_name[name].address: by_name[name] for name in self.unclaimed}
-        self._paths = {address: split_path(address) for address in weights}
-        self._plain = {w.name: w for w in weights.values() if w.layout == PLAIN and not w.alias}
+
+    @functools.cached_property
+    def _paths(self) -> dict[str, tuple[str | int | slice, ...]]:
+        return {address: split_path(address) for address in self._weights}
+
+    @functools.cached_property
+    def _plain(self) -> dict[str, Weight]:
+        """The weights that are whole tensors as they are stored, by name."""
+        whole_ones = (w for w in self._weights.values() if w.layout == PLAIN and not w.alias)
+        return {w.name: w for w in whole_ones if w.source is self.by_name[w.name].source}
+
+    @property
+    def has_roles(self) -> bool:
+        """Whether its weights have addresses, rather than names alone."""
+        return bool(self._weights)
 
     def __getitem__(self, address: str) -> Weight:
         return self._all[address]
@@ -76,8 +94,11 @@ class Registry(Mapping[str, Weight]):
     def with_sources(self, sources: Mapping[str, Source]) -> Registry:
         """The same registry with the tensors of these names read from elsewhere."""
 
+        def moves(weight: Weight) -> bool:  # a packed weight is made of several tensors, and is none of them
+            return weight.name in sources and weight.dtype == sources[weight.name].dtype
+
         def moved(weights: Mapping[str, Weight]) -> dict[str, Weight]:
-            return {k: replace(w, source=sources[w.name]) if w.name in sources else w for k, w in weights.items()}
+            return {k: replace(w, source=sources[w.name]) if moves(w) else w for k, w in weights.items()}
 
         return Registry(
             moved(self._weights),
@@ -87,6 +108,9 @@ class Registry(Mapping[str, Weight]):
             ignored=self.ignored,
             notes=self.notes,
             model_type=self.model_type,
+            bookkeeping=self.bookkeeping,
+            sized=self.sized,
+            said=self.said,
         )
 
     def select(self, address: str | Address, token_id: TokenId | None = None) -> list[Selection]:
@@ -193,18 +217,9 @@ def _span(axis: Axis, item: Index, address: Address, token_id: TokenId | None) -
     raise AddressError(f"{address}: a step is not possible on the axis {axis.name}")
 
 
-def axes_of(config: Config) -> dict[str, Axis]:
-    """The axes of a model of this configuration, by name."""
-    own_keys = "head" if config.kv_heads == config.heads else ""
-    return {
-        "token": Axis("token", config.vocab),
-        "position": Axis("position", config.positions),
-        "residual": Axis("residual", config.width),
-        "head": Axis("head", config.heads, config.head_dim),
-        "kv_head": Axis("kv_head", config.kv_heads, config.head_dim, also=own_keys),
-        "neuron": Axis("neuron", config.ffn),
-        "head_dim": Axis("head_dim", config.head_dim),
-    }
+@functools.lru_cache(maxsize=1024)
+def _unnamed_axis(size: int) -> Axis:
+    return Axis("", size)
 
 
 def unnamed(tensors: Mapping[str, Source]) -> dict[str, Weight]:
@@ -213,143 +228,3 @@ def unnamed(tensors: Mapping[str, Source]) -> dict[str, Weight]:
         name: Weight(f"name:{name}", name, Role.OTHER, tuple(map(_unnamed_axis, tensor.shape)), None, tensor)
         for name, tensor in tensors.items()
     }
-
-
-@functools.lru_cache(maxsize=1024)
-def _unnamed_axis(size: int) -> Axis:
-    return Axis("", size)
-
-
-def open_registry(checkpoint: Checkpoint) -> Registry:
-    """The registry of any checkpoint: with roles where its family is known, else by names alone.
-
-    Raises ConfigError where the config.json is broken, or contradicts the weights of its folder.
-    """
-    try:
-        return _with_roles(checkpoint)
-    except ConfigError as error:
-        if checkpoint.whole or not checkpoint.tensors:
-            raise
-        return _by_names(checkpoint, f"the config.json beside it does not describe this file ({error})")
-
-
-def _by_names(checkpoint: Checkpoint, why: str) -> Registry:
-    note = f"{why}: tensors have names only; roles and the engine are not available"
-    kind = (checkpoint.config or {}).get("model_type")
-    return Registry({}, unnamed(checkpoint.tensors), notes=(note,), model_type=kind if isinstance(kind, str) else None)
-
-
-def _with_roles(checkpoint: Checkpoint) -> Registry:
-    where = str(checkpoint.folder / CONFIG)
-    if checkpoint.config is None:
-        return _by_names(checkpoint, "there is no config.json")
-    kind = model_type(checkpoint.config, where)
-    method = quantization(checkpoint.config, where)
-    if kind not in ARCHITECTURES:
-        why = f"model_type {kind!r} is not known (known: {', '.join(ARCHITECTURES)})"
-        if not checkpoint.tensors:
-            raise ConfigError(f"{where}: {why}, and there are no weights beside it")
-        return _by_names(checkpoint, why)
-    config = normalise(checkpoint.config, where)
-    if method and checkpoint.tensors:
-        return _by_names(checkpoint, f"the weights are packed ({method})")
-    return build(checkpoint, ARCHITECTURES[kind], config)
-
-
-def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) -> Registry:
-    """The registry of a checkpoint of a known family; without weights, of what its config describes.
-
-    Raises ConfigError where the config and the files contradict each other.
-    """
-    weights: dict[str, Weight] = {}
-    axes = axes_of(config)
-    prefix = _prefix(checkpoint, architecture)
-    for slot, layer in _expand(architecture, config):
-        for kind in ("weight", "bias") if _has_bias(slot, config) else ("weight",):
-            weight = _weight(slot, kind, layer, prefix, axes)
-            if checkpoint.tensors:
-                _add_stored(weights, weight, slot, checkpoint, axes)
-            elif not (slot.optional and config.tied):
-                weights[weight.address] = weight
-    if config.tied and "lm_head" in weights:  # the file has its own all the same, and it is what counts
-        weights["lm_head"] = replace(weights["lm_head"], tied_to="embed")
-    elif config.tied:
-        weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
-    patterns = [re.compile(pattern) for pattern in architecture.ignored]
-    ignored = tuple(name for name in checkpoint.tensors if any(p.search(name) for p in patterns))
-    return Registry(
-        weights,
-        unnamed(checkpoint.tensors),
-        architecture=architecture,
-        config=config,
-        ignored=ignored,
-        model_type=architecture.model_type,
-    )
-
-
-def _expand(architecture: Architecture, config: Config) -> Iterator[tuple[Slot, int | None]]:
-    """Every slot of a model in forward order, the layers' slots once for each layer."""
-    in_layer = [slot for slot in architecture.slots if "{layer}" in slot.address]
-    first = architecture.slots.index(in_layer[0])
-    for slot in architecture.slots[:first]:
-        yield slot, None
-    for layer in range(config.layers):
-        for slot in in_layer:
-            yield slot, layer
-    for slot in architecture.slots[first + len(in_layer) :]:
-        yield slot, None
-
-
-def _prefix(checkpoint: Checkpoint, architecture: Architecture) -> str:
-    name = architecture.slots[0].name + ".weight"
-    found = (p for p in architecture.prefixes if name.format(prefix=p) in checkpoint.tensors)
-    return next(found, architecture.prefixes[0])
-
-
-def _has_bias(slot: Slot, config: Config) -> bool:
-    return slot.bias == "always" or (slot.bias != "never" and bool(getattr(config, slot.bias)))
-
-
-def _weight(slot: Slot, kind: str, layer: int | None, prefix: str, axes: dict[str, Axis]) -> Weight:
-    layout = Layout(transposed=slot.transposed)
-    if slot.fused:
-        sizes = [axes[name].size for name in slot.fused]
-        layout = replace(layout, start=sum(sizes[: slot.part]), block=sizes[slot.part])
-    named = {"prefix": prefix, "layer": layer}
-    return Weight(
-        address=slot.address.format(**named) + (".bias" if kind == "bias" else ""),
-        name=f"{slot.name.format(**named)}.{kind}",
-        role=Role.BIAS if kind == "bias" else slot.role,
-        axes=tuple(axes[name] for name in slot.axes[: 1 if kind == "bias" else None]),
-        layer=layer,
-        source=None,
-        layout=layout,
-    )
-
-
-def _add_stored(
-    weights: dict[str, Weight], weight: Weight, slot: Slot, checkpoint: Checkpoint, axes: dict[str, Axis]
-) -> None:
-    """Add the weight with its tensor, checked against the shape that the config implies."""
-    where = checkpoint.folder / CONFIG
-    tensor = checkpoint.tensors.get(weight.name)
-    if tensor is None:
-        if slot.optional:
-            return
-        raise ConfigError(
-            f"{where}: describes {weight.address} ({weight.name}), which is not in the files: "
-            "they belong to another model, or a part is missing"
-        )
-    out = sum(axes[name].size for name in slot.fused) if slot.fused else weight.shape[0]
-    expected = (out, *weight.shape[1:])
-    expected = expected[::-1] if slot.transposed else expected
-    if tensor.shape != expected:
-        raise ConfigError(
-            f"{where}: implies that {weight.address} ({weight.name}) is {_shape(expected)}, "
-            f"but in {tensor.path.name} it is {_shape(tensor.shape)}"
-        )
-    weights[weight.address] = replace(weight, source=tensor)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape)) or "a single number"

@@ -45,10 +45,11 @@ class Weight:
     role: Role
     axes: tuple[Axis, ...]
     layer: int | None
-    source: Source | None  # None: only a config.json was opened
+    source: Source | None  # None: only a config.json or an index was opened
     layout: Layout = PLAIN
     tied_to: str | None = None  # the address of the weight that has the same numbers
     alias: bool = False  # tied, and without a tensor of its own
+    buffer: bool = False  # stored and used, but no parameter
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,9 +68,9 @@ class Weight:
 
     @property
     def stored(self) -> Source:
-        """The tensor that holds the numbers. FormatError where only a config.json was opened."""
+        """The tensor that holds the numbers. FormatError where there are no weights, only their description."""
         if self.source is None:
-            raise FormatError(f"{self.address}: only a config.json was opened; its weights are not there")
+            raise FormatError(f"{self.address}: its numbers are not here: only a config.json or an index was opened")
         return self.source
 
     @property
@@ -95,8 +96,8 @@ class Weight:
         return self.layout.tiles(self.stored.shape)
 
     def parameters(self) -> int:
-        """Parameters that this weight adds to the model: none if it is tied to another."""
-        return 0 if self.tied_to else self.size
+        """Parameters that this weight adds to the model: none if it is tied to another, or a buffer."""
+        return 0 if self.tied_to or self.buffer else self.size
 
 
 @dataclass(frozen=True, slots=True)

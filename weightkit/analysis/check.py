@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weightkit import formats
+from weightkit.analysis import costs
 from weightkit.analysis.compare import compare
 from weightkit.checkpoint import Checkpoint
+from weightkit.errors import FormatError
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
 from weightkit.weight import Selection, Weight
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 class Fault:
     """One thing that is wrong, and where."""
 
-    kind: str  # values, index, config, tensors, tokenizer
+    kind: str  # values, index, config, tensors, checksum, tokenizer
     where: str  # an address, or a file
     message: str
 
@@ -53,38 +56,65 @@ def check(
 
     That a checkpoint opens at all has shown that headers, sizes, offsets, shards and shapes agree.
     """
-    faults = [*_index(checkpoint), *_roles(checkpoint, registry), *_reference(checkpoint)]
-    weights = list(registry.by_name.values())
-    faults += [f for f in in_order(_values, weights, executor=executor, progress=progress) if f is not None]
-    not_checked = []
-    if not weights:
-        not_checked.append("values: there is only a config.json")
-    if checkpoint.config is None:
-        not_checked.append("config against shapes: there is no config.json")
-    elif registry.config is None and not checkpoint.whole:
-        not_checked.append(f"config against shapes: {registry.notes[0]}")
+    faults = [*_index(checkpoint), *_roles(checkpoint, registry), *_checksums(checkpoint), *_reference(checkpoint)]
+    weights = [weight for weight in registry.by_name.values() if weight.source is not None]
+    not_checked = list(_not_checked(checkpoint, registry))
+    for found in in_order(_values, weights, executor=executor, progress=progress):
+        if isinstance(found, Fault):
+            faults.append(found)
+        elif found is not None:
+            not_checked.append(found)
     return Soundness(faults, not_checked, len(weights), checkpoint.nbytes)
 
 
-def _values(weight: Weight) -> Fault | None:
-    """NaN and Inf, in any type that has them."""
+def _not_checked(checkpoint: Checkpoint, registry: Registry) -> Iterator[str]:
+    if not checkpoint.tensors:
+        yield f"values: there is only {'an index' if checkpoint.listed else 'a config.json'}"
+    if checkpoint.config is None:
+        yield "config against shapes: there is no config.json"
+    elif registry.config is None and not checkpoint.whole:
+        yield f"config against shapes: {registry.notes[0]}"
+    if checkpoint.listed:
+        yield "shapes, sizes and offsets: none of the files that the index names is here"
+    elif checkpoint.index is None and len(checkpoint.shards) > 1:
+        yield "index against shards: there is no index"
+
+
+def _values(weight: Weight) -> Fault | str | None:
+    """NaN and Inf, in any type that has them; a string says why that could not be looked at."""
     if weight.dtype.kind not in ("float", "complex"):
         return None
     nan = inf = 0
     first = None
-    for region, stored in Selection.of(weight).blocks():
-        values = weight.dtype.decode(stored)
-        bad = ~np.isfinite(values)
-        if bad.any():
-            nan += int(np.isnan(values).sum())
-            inf += int(np.isinf(values).sum())
-            if first is None:
-                place = np.unravel_index(int(bad.argmax()), bad.shape)
-                first = [s.start + int(i) for s, i in zip(region, place, strict=True)]
+    where = weight.address.removeprefix("name:")
+    try:
+        for region, stored in Selection.of(weight).blocks():
+            values = weight.dtype.decode(stored)
+            bad = ~np.isfinite(values)
+            if bad.any():
+                nan += int(np.isnan(values).sum())
+                inf += int(np.isinf(values).sum())
+                if first is None:
+                    place = np.unravel_index(int(bad.argmax()), bad.shape)
+                    first = [s.start + int(i) for s, i in zip(region, place, strict=True)]
+    except FormatError as error:
+        return f"values of {where}: {error}"
     if first is None:
         return None
     found = " and ".join(f"{n:,} {what}" for n, what in ((nan, "NaN"), (inf, "Inf")) if n)
-    return Fault("values", weight.address.removeprefix("name:"), f"{found}, the first at {first}")
+    return Fault("values", where, f"{found}, the first at {first}")
+
+
+def _encoder(registry: Registry) -> bool:
+    """Whether the family is one whose models are used without a vocab projection as well."""
+    return registry.config is not None and registry.config.model_type in costs.ENCODERS
+
+
+def _checksums(checkpoint: Checkpoint) -> Iterator[Fault]:
+    """What the files' own checksums say: PyTorch never looks at those of its ZIP archives."""
+    for shard in checkpoint.shards:
+        for message in formats.faults(shard):
+            yield Fault("checksum", shard.name, message)
 
 
 def _index(checkpoint: Checkpoint) -> Iterator[Fault]:
@@ -94,6 +124,8 @@ def _index(checkpoint: Checkpoint) -> Iterator[Fault]:
     where = checkpoint.index_path.name if checkpoint.index_path else "index"
     metadata = index.get("metadata")
     declared = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if checkpoint.listed:
+        return
     if declared is not None and declared != checkpoint.nbytes:
         yield Fault("index", where, f"total_size is {declared!r}, the tensors take {checkpoint.nbytes:,} bytes")
     for name in checkpoint.tensors:
@@ -107,11 +139,15 @@ def _roles(checkpoint: Checkpoint, registry: Registry) -> Iterator[Fault]:
         if checkpoint.config is not None and checkpoint.whole:
             yield Fault("config", "config.json", f"cannot be checked against the weights: {registry.notes[0]}")
         return
+    method = registry.config.quantization
+    if method and checkpoint.tensors and not registry.bookkeeping:
+        yield Fault("config", "config.json", f"says that the weights are packed ({method}), but none are")
     for name in registry.unclaimed:
         yield Fault("tensors", name, f"is not part of a {registry.config.model_type} model of this config")
     head = registry.get("lm_head")
     if head is None:
-        yield Fault("tensors", "lm_head", "is not in the files, and the config does not tie it to the embedding")
+        if registry.architecture is not None and registry.architecture.has_head and not _encoder(registry):
+            yield Fault("tensors", "lm_head", "is not in the files, and the config does not tie it to the embedding")
     elif head.tied_to and head.source is not None and compare(registry[head.tied_to], head) is not None:
         yield Fault("config", "lm_head", f"tied to {head.tied_to} by the config, but different in the files")
 
@@ -120,9 +156,11 @@ def _reference(checkpoint: Checkpoint) -> Iterator[Fault]:
     """What the safetensors package, which most programs load with, says of the same files."""
     from safetensors import SafetensorError, safe_open
 
-    for path in dict.fromkeys(tensor.path for tensor in checkpoint.tensors.values()):
+    if checkpoint.format != "safetensors":
+        return
+    for shard in checkpoint.shards:
         try:
-            with safe_open(path, "numpy"):
+            with safe_open(shard.path, "numpy"):
                 pass
         except SafetensorError as error:
-            yield Fault("tensors", path.name, f"the safetensors package refuses it: {error}")
+            yield Fault("tensors", shard.name, f"the safetensors package refuses it: {error}")

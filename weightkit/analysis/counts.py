@@ -1,11 +1,14 @@
-"""Counts: how many parameters, of what kind, and what they cost to keep and to run."""
+"""Counts: how many parameters, of what kind, where each number comes from, and what they cost."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from weightkit.analysis import costs
+from weightkit.analysis.compare import compare, same_sample
 from weightkit.architectures.parts import Role
 from weightkit.config import Config
 from weightkit.dtypes import DTYPES
@@ -22,7 +25,7 @@ _TORCH_NAMES = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16"
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of a model. Tied matrices count once; masks and other buffers do not count."""
+    """Parameters of a model. Tied matrices count once; masks, scales and optimizer state do not count."""
 
     model_type: str | None
     total: int  # unique logical parameters
@@ -36,6 +39,10 @@ class Counts:
     unclaimed: list[str]  # names in the files that no address claims
     formulas: dict[str, str] = field(default_factory=dict)  # by role: how its count comes about
     config: Config | None = None
+    bookkeeping: int = 0  # elements of scales, zero points and states of packed weights
+    ignored: int = 0  # elements of buffers and optimizer state
+    sized: bool = True  # False: only names are known, and no number here means anything
+    matrices: int = 0  # numbers that one token is multiplied with
 
     def frame(self) -> pd.DataFrame:
         """One row per role: role, parameters, share of the total, formula."""
@@ -44,63 +51,101 @@ class Counts:
         rows = [(r, n, n / max(1, self.total), self.formulas[r]) for r, n in self.by_role.items()]
         return pd.DataFrame(rows, columns=["role", "parameters", "share", "formula"])
 
-    def kv_cache(self, context: int, bytes_per_number: int = 2) -> int | None:
-        """Bytes of the keys and values of `context` tokens; a sliding window caps a layer's.
+    @property
+    def bits_per_parameter(self) -> float | None:
+        """Bits in the files for each parameter, scales and buffers included."""
+        return 8 * self.bytes / self.total if self.total and self.bytes else None
 
-        None where the architecture is not known.
-        """
-        if self.config is None:
-            return None
-        kept = sum(min(context, window or context) for window in self._windows())
-        return 2 * self.config.kv_heads * self.config.head_dim * kept * bytes_per_number
+    def kv_cache(self, context: int, bytes_per_number: int = 2) -> int | None:
+        """Bytes of the keys and values of `context` tokens; None where the model keeps none, or is not known."""
+        return None if self.config is None else costs.kv_cache(self.config, context, bytes_per_number)
 
     def flops(self, context: int) -> int | None:
-        """Floating-point operations for one token that sees `context` tokens.
-
-        Two per weight of every matrix (a tied vocab projection runs all the same), and in attention
-        four per key, query head and dimension: a product for the scores, one for the weighted sum.
-        """
-        if self.config is None:
-            return None
-        used = sum(self.by_role.get(role, 0) for role in MATRICES)
-        used += self.config.vocab * self.config.width if any("lm_head" in group for group in self.tied) else 0
-        seen = sum(min(context, window or context) for window in self._windows())
-        return 2 * used + 4 * self.config.heads * self.config.head_dim * seen
-
-    def _windows(self) -> tuple[int | None, ...]:
-        assert self.config is not None
-        return self.config.windows or (None,) * self.config.layers
+        """Floating-point operations for one token that sees `context` tokens; None where no formula is known."""
+        return None if self.config is None else costs.flops(self.config, self.matrices, context)
 
 
 def count(registry: Registry) -> Counts:
-    """Count a model's parameters. Reads no weights."""
+    """Count a model's parameters.
+
+    Reads no weights, except where embedding and vocab projection are of one shape and not known to be
+    tied: a few numbers of each and, if those are the same, all.
+    """
     weights = list(registry.values())
     config = registry.config
+    tied = registry.tied
+    if (repeated := _repeated_head(registry)) is not None:
+        weights = [weight for weight in weights if weight is not repeated]
+        tied = [*tied, ["embed", "lm_head"]]
     by_role, by_layer, by_dtype = Counter[str](), Counter[str](), Counter[str]()
     for weight in weights:
         number = weight.parameters()
         by_role[weight.role] += number
-        by_layer[OUTSIDE if weight.layer is None else str(weight.layer)] += number
+        by_layer[_layer(weight)] += number
         by_dtype[_dtype(weight, config)] += number
     total = sum(by_role.values())
-    files = [weight.stored for weight in registry.by_name.values()]
-    widths = {name: DTYPES[name].bits if name in DTYPES else 0 for name in by_dtype}
-    implied = sum(number * widths[name] // 8 for name, number in by_dtype.items())
-    sizes = [registry.by_name[tensor.name].size for tensor in files]
+    files = {name: weight for name, weight in registry.by_name.items() if weight.source is not None}
     return Counts(
         model_type=registry.model_type,
         total=total,
-        active=total,
-        stored=sum(sizes),
-        bytes=sum(t.dtype.nbytes(n) for t, n in zip(files, sizes, strict=True)) if files else implied,
+        active=total - _idle(weights, config),
+        stored=_elements(files.values()),
+        bytes=sum(weight.stored.nbytes for weight in files.values()) if files else _implied(by_dtype),
         by_role={str(role): by_role[role] for role in Role if role in by_role},
         by_layer=dict(by_layer),
         by_dtype={name: number for name, number in by_dtype.most_common() if number},
-        tied=registry.tied,
+        tied=tied,
         unclaimed=list(registry.unclaimed),
-        formulas={str(r): _formula([w for w in weights if w.role == r]) for r in Role if r in by_role},
+        formulas={str(r): formula([w for w in weights if w.role == r]) for r in Role if r in by_role},
         config=config,
+        bookkeeping=_elements(files[name] for name in registry.bookkeeping if name in files),
+        ignored=_elements(files[name] for name in registry.ignored if name in files),
+        sized=registry.sized,
+        matrices=_matrices(registry, config),
     )
+
+
+def _elements(weights: Iterable[Weight]) -> int:
+    return sum(weight.size for weight in weights)
+
+
+def _implied(by_dtype: Counter[str]) -> int:
+    """Bytes that the parameters would take in the types that the config names."""
+    return sum(number * (DTYPES[name].bits if name in DTYPES else 0) // 8 for name, number in by_dtype.items())
+
+
+def _repeated_head(registry: Registry) -> Weight | None:
+    """The vocab projection, where it is the embedding once more and nothing but its numbers says so."""
+    embed, head = registry.get("embed"), registry.get("lm_head")
+    if embed is None or head is None or head.tied_to or head.source is None or embed.source is None:
+        return None
+    alike = head.shape == embed.shape and head.dtype == embed.dtype and same_sample(embed, head)
+    return head if alike and compare(embed, head) is None else None
+
+
+def _layer(weight: Weight) -> str:
+    if weight.layer is None:
+        return OUTSIDE
+    stack = weight.address.partition("layers.")[0]  # encoder, decoder, vision: a stack of their own
+    return f"{stack}{weight.layer}"
+
+
+def _idle(weights: Iterable[Weight], config: Config | None) -> int:
+    """Parameters of experts that one token does not use."""
+    if config is None or config.experts is None:
+        return 0
+    routed = sum(weight.parameters() for weight in weights if ".ffn.experts." in weight.address)
+    return routed // config.experts.count * (config.experts.count - config.experts.per_token)
+
+
+def _matrices(registry: Registry, config: Config | None) -> int:
+    """Numbers of all matrices that one token goes through, a tied vocab projection included."""
+    used = [weight for weight in registry.values() if weight.role in MATRICES and not _of_the_eyes(weight)]
+    return sum(weight.size for weight in used) - _idle(used, config)
+
+
+def _of_the_eyes(weight: Weight) -> bool:
+    return weight.address.startswith("vision.")
 
 
 def _dtype(weight: Weight, config: Config | None) -> str:
@@ -109,16 +154,18 @@ def _dtype(weight: Weight, config: Config | None) -> str:
     return _TORCH_NAMES.get(str(config and config.dtype), "unknown")
 
 
-def _formula(weights: list[Weight]) -> str:
+def formula(weights: list[Weight]) -> str:
     """How many matrices of what shapes, as in `80 × (8,192 × 28,672)`."""
     tied = next((w.tied_to for w in weights if w.tied_to), None)
-    shapes = Counter(weight.shape for weight in weights if not weight.tied_to)
+    shapes = Counter(weight.shape for weight in weights if not weight.tied_to and not weight.buffer)
     if not shapes:
-        return f"tied to {tied}"
+        return f"tied to {tied}" if tied else "buffers, which are no parameters"
     if len(shapes) > 4:
         return f"{sum(shapes.values()):,} tensors of {len(shapes)} shapes"
     terms = []
     for shape, times in shapes.items():
         product = " × ".join(f"{n:,}" for n in shape) or "1"
-        terms.append(product if times == 1 else f"{times} × {product}" if len(shape) < 2 else f"{times} × ({product})")
+        terms.append(
+            product if times == 1 else f"{times:,} × {product}" if len(shape) < 2 else f"{times:,} × ({product})"
+        )
     return " + ".join(terms)

@@ -1,71 +1,145 @@
-"""GPT-2: its linear layers are Conv1D, stored [in, out], and q, k, v are fused in one tensor."""
+"""GPT-2 and the families that took over its tensor names: transformer.h.N.attn and so on."""
 
 from __future__ import annotations
 
-from weightkit.architectures.parts import Architecture, Role, Slot
+from typing import Literal
+
+from weightkit.architectures.parts import (
+    BUFFERS,
+    Architecture,
+    Slot,
+    embedding,
+    fused_qkv,
+    gated,
+    head,
+    norm,
+    output,
+    position,
+    separate_qkv,
+    up_down,
+)
 
 _BLOCK = "{prefix}h.{layer}."
+_ATTN = _BLOCK + "attn."
+_MLP = _BLOCK + "mlp."
+_LN_1 = norm("layers.{layer}.attn.norm", _BLOCK + "ln_1", bias="always")
+_LN_2 = norm("layers.{layer}.ffn.norm", _BLOCK + "ln_2", bias="always")
+_LN_F = norm("norm", "{prefix}ln_f", bias="always")
+_WTE = embedding("{prefix}wte")
+_WPE = position("{prefix}wpe")
 
 
-def _qkv(part: int, name: str, role: Role, axis: str) -> Slot:
-    return Slot(
-        f"layers.{{layer}}.attn.{name}",
-        _BLOCK + "attn.c_attn",
-        role,
-        (axis, "residual"),
-        bias="qkv_bias",
-        transposed=True,
-        fused=("head", "kv_head", "kv_head"),
-        part=part,
+def _family(
+    model_type: str,
+    *slots: Slot,
+    positions: Literal["rope", "learned", "alibi"] = "learned",
+    norm: Literal["rms", "layer"] = "layer",
+    gated: bool = False,
+    runs: bool = False,
+) -> Architecture:
+    return Architecture(
+        model_type=model_type,
+        slots=slots,
+        prefixes=("transformer.", ""),
+        norm=norm,
+        positions=positions,
+        gated=gated,
+        ignored=BUFFERS,
+        runs=runs,
     )
 
 
-def _norm(address: str, name: str) -> Slot:
-    return Slot(address, name, Role.NORM, ("residual",), bias="always")
-
+_QWEN_LN_1, _QWEN_LN_2 = (norm(s.address, s.name) for s in (_LN_1, _LN_2))
+_FALCON = {"up": _MLP + "dense_h_to_4h", "down": _MLP + "dense_4h_to_h"}
 
 FAMILIES = (
-    Architecture(
-        model_type="gpt2",
-        slots=(
-            Slot("embed", "{prefix}wte", Role.EMBEDDING, ("token", "residual")),
-            Slot("embed.position", "{prefix}wpe", Role.POSITION, ("position", "residual")),
-            _norm("layers.{layer}.attn.norm", _BLOCK + "ln_1"),
-            _qkv(0, "q", Role.Q, "head"),
-            _qkv(1, "k", Role.K, "kv_head"),
-            _qkv(2, "v", Role.V, "kv_head"),
-            Slot(
-                "layers.{layer}.attn.o",
-                _BLOCK + "attn.c_proj",
-                Role.O,
-                ("residual", "head"),
-                bias="output_bias",
-                transposed=True,
-            ),
-            _norm("layers.{layer}.ffn.norm", _BLOCK + "ln_2"),
-            Slot(
-                "layers.{layer}.ffn.up",
-                _BLOCK + "mlp.c_fc",
-                Role.UP,
-                ("neuron", "residual"),
-                bias="ffn_bias",
-                transposed=True,
-            ),
-            Slot(
-                "layers.{layer}.ffn.down",
-                _BLOCK + "mlp.c_proj",
-                Role.DOWN,
-                ("residual", "neuron"),
-                bias="ffn_bias",
-                transposed=True,
-            ),
-            _norm("norm", "{prefix}ln_f"),
-            Slot("lm_head", "lm_head", Role.HEAD, ("token", "residual"), optional=True),
-        ),
-        prefixes=("transformer.", ""),
-        norm="layer",
-        positions="learned",
-        gated=False,
-        ignored=(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$",),  # causal masks, saved as if they were weights
+    _family(  # its linear layers are Conv1D, stored [in, out]
+        "gpt2",
+        _WTE,
+        _WPE,
+        _LN_1,
+        *fused_qkv(_ATTN + "c_attn", bias="qkv_bias", transposed=True),
+        output(_ATTN + "c_proj", bias="output_bias", transposed=True),
+        _LN_2,
+        *up_down(_MLP + "c_fc", _MLP + "c_proj", bias="ffn_bias", transposed=True),
+        _LN_F,
+        head(),
+        runs=True,
+    ),
+    _family(  # with one key head q, k, v follow one another; with as many as heads they come by turns
+        "gpt_bigcode",
+        _WTE,
+        _WPE,
+        _LN_1,
+        *fused_qkv(_ATTN + "c_attn", bias="qkv_bias", every="kv_head"),
+        output(_ATTN + "c_proj", bias="output_bias"),
+        _LN_2,
+        *up_down(_MLP + "c_fc", _MLP + "c_proj", bias="ffn_bias"),
+        _LN_F,
+        head(),
+    ),
+    _family(
+        "gpt_neo",
+        _WTE,
+        _WPE,
+        _LN_1,
+        *separate_qkv(_ATTN + "attention."),
+        output(_ATTN + "attention.out_proj", bias="output_bias"),
+        _LN_2,
+        *up_down(_MLP + "c_fc", _MLP + "c_proj", bias="ffn_bias"),
+        _LN_F,
+        head(),
+    ),
+    _family(
+        "gptj",
+        _WTE,
+        _LN_1,
+        *separate_qkv(_ATTN),
+        output(_ATTN + "out_proj"),
+        *up_down(_MLP + "fc_in", _MLP + "fc_out", bias="ffn_bias"),
+        _LN_F,
+        head(bias="always"),
+        positions="rope",
+    ),
+    _family(
+        "qwen",
+        _WTE,
+        _QWEN_LN_1,
+        *fused_qkv(_ATTN + "c_attn", bias="qkv_bias"),
+        output(_ATTN + "c_proj"),
+        _QWEN_LN_2,
+        *gated(_MLP + "w2", _MLP + "w1", _MLP + "c_proj"),
+        norm("norm", "{prefix}ln_f"),
+        head(),
+        positions="rope",
+        norm="rms",
+        gated=True,
+    ),
+    _family(
+        "bloom",
+        embedding("{prefix}word_embeddings"),
+        norm("embed.norm", "{prefix}word_embeddings_layernorm", bias="always"),
+        norm("layers.{layer}.attn.norm", _BLOCK + "input_layernorm", bias="always"),
+        *fused_qkv(_BLOCK + "self_attention.query_key_value", bias="qkv_bias", every="kv_head"),
+        output(_BLOCK + "self_attention.dense", bias="output_bias"),
+        norm("layers.{layer}.ffn.norm", _BLOCK + "post_attention_layernorm", bias="always"),
+        *up_down(_FALCON["up"], _FALCON["down"], bias="ffn_bias"),
+        _LN_F,
+        head(),
+        positions="alibi",
+    ),
+    _family(
+        "falcon",
+        embedding("{prefix}word_embeddings"),
+        norm("layers.{layer}.attn.norm", _BLOCK + "input_layernorm", bias="always", when="one_norm"),
+        norm("layers.{layer}.attn.norm", _BLOCK + "ln_attn", bias="always", when="two_norms"),
+        *fused_qkv(_BLOCK + "self_attention.query_key_value", bias="qkv_bias", every="kv_head"),
+        output(_BLOCK + "self_attention.dense", bias="output_bias"),
+        norm("layers.{layer}.ffn.norm", _BLOCK + "ln_mlp", bias="always", when="two_norms"),
+        norm("layers.{layer}.ffn.norm", _BLOCK + "post_attention_layernorm", bias="always", when="norm_before_ffn"),
+        *up_down(_FALCON["up"], _FALCON["down"], bias="ffn_bias"),
+        _LN_F,
+        head(),
+        positions="rope",
     ),
 )

@@ -31,6 +31,7 @@ VERBS = {
     "stats": "a table of statistics",
     "check": "is it sound: structure, index, config, NaN and Inf",
     "diff": "what differs between two models, and how much",
+    "convert": "the same model in another format, type or number of files",
     "edit": "zero, set, scale, add noise; look first, measure, save",
     "run": "the likeliest next tokens, or a text",
     "measure": "what two models make of the same text",

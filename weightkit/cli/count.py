@@ -2,42 +2,78 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
+from weightkit.analysis import costs
+from weightkit.analysis.counts import Counts
+from weightkit.analysis.explain import Explanation
 from weightkit.cli.output import Json, ModelPath, emit, open_model, say, width
+from weightkit.config import Config
+from weightkit.errors import printable
 from weightkit.report import units
 from weightkit.report.tables import Column, pairs, table
 
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", min=1, help="Tokens of context for the cache and the work; the model's longest if absent."
+    ),
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Take every count apart, and hold it against the config and the files.")
+]
 
-def count(model: ModelPath, json: Json = False) -> None:
+
+def count(model: ModelPath, explain: Explain = False, context: Context = None, json: Json = False) -> int:
     """Count parameters: total, by role, layer and type, with the formula each count comes from."""
     opened = open_model(model)
     counts = opened.counts()
-    config = counts.config
+    at = context or (counts.config.positions if counts.config else None)
+    explanation = opened.explain() if explain else None
     if json:
-        emit(
-            "count",
-            model_type=counts.model_type,
-            total=counts.total,
-            active=counts.active,
-            stored=counts.stored,
-            bytes=counts.bytes,
-            by_role=counts.by_role,
-            by_layer=counts.by_layer,
-            by_dtype=counts.by_dtype,
-            tied=counts.tied,
-            unclaimed=counts.unclaimed,
-            formulas=counts.formulas,
-            kv_cache_bytes_per_token=counts.kv_cache(1),
-            flops_per_token=counts.flops(1),
-        )
-        return
-    say(
-        [
-            ("total  ", ""),
-            (units.count(counts.total), "bold cyan"),
-            (f"  parameters ({units.short(counts.total)})", ""),
-        ],
-        "",
+        _emit(counts, at, explanation)
+    else:
+        total = units.count(counts.total) if counts.sized else "unknown"
+        short = f"  parameters ({units.short(counts.total)})" if counts.sized else "  parameters: only names are known"
+        say([("total  ", ""), (total, "bold cyan"), (short, "")], "")
+        if explanation is not None:
+            _explain(explanation)
+        else:
+            _by_role(counts)
+        say(*pairs(_facts(counts, at)))
+    return 1 if explanation is not None and explanation.mismatches else 0
+
+
+def _emit(counts: Counts, context: int | None, explanation: Explanation | None) -> None:
+    known = counts.sized
+    emit(
+        "count",
+        model_type=counts.model_type,
+        total=counts.total if known else None,
+        active=counts.active if known else None,
+        stored=counts.stored if known else None,
+        bytes=counts.bytes,
+        bits_per_parameter=counts.bits_per_parameter,
+        by_role=counts.by_role,
+        by_layer=counts.by_layer,
+        by_dtype=counts.by_dtype,
+        tied=counts.tied,
+        unclaimed=counts.unclaimed,
+        bookkeeping=counts.bookkeeping,
+        ignored=counts.ignored,
+        formulas=counts.formulas,
+        context=context,
+        kv_cache_bytes_per_token=counts.kv_cache(1),
+        kv_cache_bytes=counts.kv_cache(context) if context else None,
+        flops_per_token=counts.flops(1),
+        flops_per_token_at_context=counts.flops(context) if context else None,
+        **({"explanation": explanation} if explanation is not None else {}),
     )
+
+
+def _by_role(counts: Counts) -> None:
     columns = [Column("role"), Column("parameters", right=True, style="cyan"), Column("share", right=True)]
     cells = [
         (
@@ -49,29 +85,83 @@ def count(model: ModelPath, json: Json = False) -> None:
         for role, number in counts.by_role.items()
     ]
     say(*table([*columns, Column("how", shrinks=True)], cells, width()), "")
-    facts = [
-        ("model type", counts.model_type or "unknown"),
-        ("active per token", units.count(counts.active)),
-        ("stored in the files", f"{units.count(counts.stored)} numbers, {units.size(counts.bytes)}"),
-        ("by type", ", ".join(f"{name} {units.count(number)}" for name, number in counts.by_dtype.items())),
-        ("by layer", _layers(counts.by_layer)),
+
+
+def _explain(explanation: Explanation) -> None:
+    """One line for each kind of weight, then what the sum is held against."""
+    columns = [
+        Column("weights", style="cyan", shrinks=True),
+        Column("formula", right=True),
+        Column("= parameters", right=True, style="cyan"),
+        Column("in words", shrinks=True),
     ]
-    if not counts.stored:
-        facts[2] = ("stored in the files", f"no files here; {units.size(counts.bytes)} in the config's type")
+    cells = [
+        (
+            term.address,
+            (f"{term.times:,} × " if term.times > 1 else "")
+            + (f"({units.shape(term.shape)})" if term.times > 1 else units.shape(term.shape)),
+            term.note or units.count(term.parameters),
+            term.axes,
+        )
+        for term in explanation.terms
+    ]
+    say(*table(columns, cells, width()), "")
+    says = [
+        ("sum of the above", explanation.total),
+        ("in the files", explanation.files),
+        ("by the config", explanation.config),
+    ]
+    say(
+        *pairs(
+            [(name, units.count(number) if number is not None else "not known: there is none") for name, number in says]
+        ),
+        "",
+    )
+    for wrong in explanation.mismatches:
+        files, config = units.count(wrong.files), units.count(wrong.config)
+        say([("fault: ", "red"), (f"{printable(wrong.address)}: {files} in the files, {config} by the config", "")])
+
+
+def _facts(counts: Counts, context: int | None) -> list[tuple[str, str]]:
+    facts = [("model type", counts.model_type or "unknown")]
+    if counts.sized:
+        facts += [("active per token", units.count(counts.active)), ("stored in the files", _stored(counts))]
+    if counts.bits_per_parameter and counts.stored:
+        facts.append(("bits per parameter", f"{counts.bits_per_parameter:.3g}"))
+    if counts.by_dtype:
+        facts.append(
+            ("by type", ", ".join(f"{name} {units.count(number)}" for name, number in counts.by_dtype.items()))
+        )
+    if counts.sized:
+        facts.append(("by layer", _layers(counts.by_layer)))
     if counts.tied:
         facts.append(("tied", ", ".join(" = ".join(group) for group in counts.tied)))
-    if config is not None:
-        at = f"{config.positions:,} tokens"
-        cache = units.size(counts.kv_cache(1)), units.size(counts.kv_cache(config.positions))
-        work = units.operations(counts.flops(1)), units.operations(counts.flops(config.positions))
-        facts += [
-            ("memory", ", ".join(f"{units.size(counts.total * b)} in {name}" for name, b in _TYPES)),
-            ("KV cache in 16 bits", f"{cache[0]} a token, {cache[1]} at {at}"),
-            ("to compute a token", f"{work[0]}, {work[1]} after {at}"),
-        ]
-    if counts.unclaimed:
+    if counts.config is not None and context is not None:
+        facts += _costs(counts, counts.config, context)
+    if counts.bookkeeping:
+        facts.append(("scales and the like", f"{units.count(counts.bookkeeping)} numbers, no parameters"))
+    if counts.ignored:
+        facts.append(("buffers and the like", f"{units.count(counts.ignored)} numbers, no parameters"))
+    if counts.unclaimed and counts.config is not None:
         facts.append(("without a role", units.plural(len(counts.unclaimed), "tensor")))
-    say(*pairs(facts))
+    return facts
+
+
+def _stored(counts: Counts) -> str:
+    if counts.stored:
+        return f"{units.count(counts.stored)} numbers, {units.size(counts.bytes)}"
+    return f"no files here; {units.size(counts.bytes)} in the config's type"
+
+
+def _costs(counts: Counts, config: Config, context: int) -> list[tuple[str, str]]:
+    at = f"{context:,} tokens"
+    cache = f"{units.size(counts.kv_cache(1))} a token, {units.size(counts.kv_cache(context))} at {at}"
+    work = f"{units.operations(counts.flops(1))}, {units.operations(counts.flops(context))} after {at}"
+    return [
+        ("memory", ", ".join(f"{units.size(counts.total * b)} in {name}" for name, b in _TYPES)),
+        ("KV cache in 16 bits", costs.why_no_cache(config) or cache),
+        ("to compute a token", costs.why_no_flops(config) or work),
+    ]
 
 
 _TYPES = (("F32", 4), ("BF16", 2), ("8 bits", 1))

@@ -61,6 +61,10 @@ class Engine:
             raise EngineError(f"this model cannot be run: {registry.notes[0]}")
         self.architecture: Architecture = registry.architecture
         self.config: Config = registry.config
+        if not registry.architecture.runs:
+            raise EngineError(
+                f"this model cannot be run: the engine does not have {registry.architecture.model_type} yet"
+            )
         if "lm_head" not in registry:
             raise EngineError(
                 "this model cannot be run: lm_head is not in the files, and the config does not tie it to the embedding"

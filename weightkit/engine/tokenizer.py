@@ -10,19 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from weightkit import strictjson
 from weightkit.errors import EngineError, FormatError
 
 
 class Tokenizer:
     """A thin face on the `tokenizers` package."""
 
-    def __init__(self, path: Path) -> None:
-        """Read a tokenizer.json. Raises FormatError where it is broken."""
+    def __init__(self, raw: bytes, path: Path) -> None:
+        """Read a tokenizer.json, which errors call `path`. Raises FormatError where it is broken."""
         import tokenizers
 
         self._path = path
-        raw = strictjson.read_bytes(path)
         _require_sane(raw, path)
         self._tokenizer: Any = self._call(tokenizers.Tokenizer.from_str, raw.decode("utf-8"))
 

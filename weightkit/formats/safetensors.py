@@ -8,7 +8,10 @@ Format: https://huggingface.co/docs/safetensors, "Format".
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,9 @@ from weightkit import files, strictjson
 from weightkit.dtypes import DTYPES
 from weightkit.errors import FormatError
 from weightkit.formats.shard import MOST_DIMENSIONS, MOST_ELEMENTS, ShardFile
-from weightkit.tensor import Tensor
+from weightkit.tensor import BLOCK, Source, Tensor
 
-SUFFIX = ".safetensors"
+SUFFIXES = (".safetensors",)
 
 
 def open_file(path: Path) -> ShardFile:
@@ -99,3 +102,25 @@ def _require_gapless(tensors: dict[str, Tensor], path: Path, data: int, size: in
         end = tensor.offset + tensor.nbytes
     if end != size:
         raise FormatError(f"{path}: {size - end:,} bytes at the end belong to no tensor")
+
+
+def write(path: Path, tensors: Sequence[tuple[str, Source]], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors under the given names, in blocks of bounded size."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, source in tensors:
+        header[name] = {
+            "dtype": source.dtype.name,
+            "shape": list(source.shape),
+            "data_offsets": [end, end := end + source.nbytes],
+        }
+    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # so that the data is aligned
+    with open(path, "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for _, source in tensors:
+            size = math.prod(source.shape)
+            for start in range(0, size, BLOCK):
+                file.write(source.read(start, min(start + BLOCK, size)).data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from weightkit.analysis.explain import pattern_of
 from weightkit.architectures.parts import Role
 from weightkit.registry import Registry
 from weightkit.report import units
@@ -14,16 +15,22 @@ from weightkit.weight import Weight
 
 @dataclass(frozen=True)
 class Step:
-    """One step. Those in a layer stand for all layers."""
+    """One step. Those in a layer stand for all layers, those of an expert for all experts."""
 
     name: str
     weights: bool  # whether it uses learned weights
-    in_layer: bool = False
-    address: str | None = None
+    stack: str | None = None  # of the layers that it is in: "" for the only one, or encoder, decoder, vision
+    address: str | None = None  # with * for numbers
     shape: tuple[int, ...] = ()
     parameters: int = 0  # of all layers together, biases included
+    layers: int = 0  # in how many it is
     tied_to: str | None = None
     bias: bool = False
+
+    @property
+    def in_layer(self) -> bool:
+        """Whether it is in a layer."""
+        return self.stack is not None
 
 
 def steps(registry: Registry) -> list[Step]:
@@ -36,45 +43,62 @@ def steps(registry: Registry) -> list[Step]:
     for weight in registry.values():
         if weight.address.startswith("name:"):
             continue
-        address = weight.address if weight.layer is None else weight.address.replace(f".{weight.layer}.", ".*.", 1)
+        address = pattern_of(weight.address)
         if weight.role is Role.BIAS:
             biases[address.removesuffix(".bias")] += weight.parameters()
         else:
             groups[address].append(weight)
-    found = [_step(address, weights, biases[address]) for address, weights in groups.items()]
     result = [Step("text", False), Step("tokenizer", False), Step("token ids", False)]
-    for step in found:
-        result += _before(step.address or "", config.activation, architecture.positions == "rope")
+    for address, weights in groups.items():
+        step = _step(address, weights, biases[address])
+        result += _before(address, step.stack, config.activation, architecture.positions == "rope")
         result.append(step)
-    return [*result, Step("output: logits of the next token", False)]
+    end = "logits of the next token" if architecture.has_head and "lm_head" in registry else "hidden states"
+    return [*result, Step(f"output: {end}", False)]
 
 
 def _step(address: str, weights: list[Weight], bias: int) -> Step:
     first = weights[0]
     return Step(
-        name=str(first.role) if first.role is not Role.NORM else "norm" + _norm_of(address),
+        name=_name(address, first, weights),
         weights=True,
-        in_layer=first.layer is not None,
+        stack=address.partition("layers.")[0].rstrip(".") if first.layer is not None else None,
         address=address,
         shape=first.shape,
         parameters=sum(weight.parameters() for weight in weights) + bias,
+        layers=len({weight.layer for weight in weights}),
         tied_to=first.tied_to,
         bias=bool(bias),
     )
 
 
-def _norm_of(address: str) -> str:
-    return {"q.norm": " of q", "k.norm": " of k"}.get(".".join(address.split(".")[-2:]), "")
+def _name(address: str, weight: Weight, weights: list[Weight]) -> str:
+    """What a step is called: its role, and what sets it apart from others of that role."""
+    parts = address.split(".")
+    if ".experts." in address:
+        number = len({w.address.split(".experts.")[1].split(".")[0] for w in weights})
+        return f"{weight.role} × {number:,} experts"
+    if "shared" in parts:
+        return f"{weight.role}, shared expert"
+    if weight.role is Role.NORM:
+        of = next((part for part in parts if part in ("q", "k", "q_a", "kv_a")), None)
+        return f"norm of {of}" if of else "norm"
+    if weight.role is Role.OTHER or parts[-1] in _LOW_RANK:
+        return parts[-1] if weight.role is Role.OTHER else f"{weight.role} ({parts[-1]})"
+    return str(weight.role)
 
 
-def _before(address: str, activation: str, rope: bool) -> list[Step]:
+_LOW_RANK = ("q_a", "q_b", "kv_a", "k_rope", "k_b", "v_b")
+
+
+def _before(address: str, stack: str | None, activation: str, rope: bool) -> list[Step]:
     """The steps without weights that come before a weight."""
     match address.split(".")[-2:]:
-        case ["attn", "o"]:
-            rotate = "rotate q and k → " if rope else ""
-            return [Step(f"{rotate}scores → softmax → weighted sum", False, in_layer=True)]
-        case ["ffn", "down"]:
-            return [Step(f"activation ({activation})", False, in_layer=True)]
+        case ["attn" | "cross", "o"]:
+            rotate = "rotate q and k → " if rope and not stack else ""
+            return [Step(f"{rotate}scores → softmax → weighted sum", False, stack)]
+        case ["ffn" | "*" | "shared", "down"]:
+            return [Step(f"activation ({activation})", False, stack)]
     return []
 
 
@@ -86,19 +110,22 @@ def pipeline(registry: Registry, total: int) -> list[Line]:
     if not weighted:
         return []
     widths = [max(len(row[i]) for row in weighted) for i in range(4)]
-    layers = registry.config.layers if registry.config else 0
+    layers = {stack: max(step.layers for step in found if step.stack == stack) for stack in {s.stack for s in found}}
     lines: list[Line] = []
-    inside = False
+    inside: str | None = None
     for step, row in zip(found, rows, strict=True):
-        if step.in_layer != inside:
-            inside = step.in_layer
-            rule = f"╭─ × {units.plural(layers, 'layer')}" if inside else "╰─"
-            lines.append([("   " + rule, "dim")])
-        edge = ("   │ " if inside else "   ", "dim")
+        if step.stack != inside:
+            if inside is not None:
+                lines.append([("   ╰─", "dim")])
+            inside = step.stack
+            if inside is not None:
+                of = f" of the {inside}" if inside else ""
+                lines.append([(f"   ╭─ × {units.plural(layers[inside], 'layer')}{of}", "dim")])
+        edge = ("   │ " if step.in_layer else "   ", "dim")
         if not step.weights:
             lines.append([edge, (f"  {row[0]}", "dim")])
             continue
-        width = widths[0] + (0 if inside else 2)
+        width = widths[0] + (0 if step.in_layer else 2)
         lines.append(
             [
                 edge,
@@ -107,9 +134,15 @@ def pipeline(registry: Registry, total: int) -> list[Line]:
                 (f"{row[1]:<{widths[1]}}  " if row[2] else row[1], ""),
                 (f"{row[2]:>{widths[2]}}  " if row[2] else "", "bold cyan"),
                 (f"{row[3]:>{widths[3]}}" if row[3] else "", ""),
+                (_where(step, layers[step.stack]), "dim"),
             ]
         )
     return lines
+
+
+def _where(step: Step, layers: int) -> str:
+    """In how many layers a step is, where that is not all of them."""
+    return f"  in {units.plural(step.layers, 'layer')}" if step.in_layer and 0 < step.layers < layers else ""
 
 
 def _row(step: Step, total: int) -> tuple[str, str, str, str]:

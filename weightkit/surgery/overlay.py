@@ -46,10 +46,15 @@ class Change:
 
     def write(self, block: Array, first: int) -> None:
         """Make the change in rows of the stored tensor, `block`, the first being row `first`."""
-        transposed = self.selection.weight.layout.transposed
+        layout = self.selection.weight.layout
+        transposed = layout.transposed
         for region, place in self._pieces():
             rows = _rows(place, first, first + len(block))
             if not rows:
+                continue
+            if layout.index is not None:  # a row of the stored tensor is a whole matrix
+                part = block[rows.start - first][place[1:]]
+                part[...] = self._apply(part, region, transposed)
                 continue
             axis = len(region) - 1 if transposed else 0  # the axis of the matrix that these rows are
             skipped = (rows.start - place[0].start) // rows.step

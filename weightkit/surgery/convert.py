@@ -1,0 +1,229 @@
+"""Convert: a model written anew in another format, in other types, in other shards.
+
+Everything streams in blocks, so memory does not grow with the model. Names are those that Hugging Face
+files have, whatever the source calls its tensors; packed weights are written as the numbers they stand for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightkit.checkpoint import CONFIG, TOKENIZER, Checkpoint
+from weightkit.dtypes import DTYPES, Array, DType
+from weightkit.errors import EditError, SaveError, nearest
+from weightkit.formats import safetensors
+from weightkit.registry import Registry
+from weightkit.surgery.place import beside, companions, put, require_free, sync
+from weightkit.tensor import Source, Tensor
+
+SHARD_BYTES = 5_000_000_000
+FILES = (".safetensors", ".npz", ".h5", ".hdf5", ".gguf")  # what a destination may end in; else it is a folder
+DTYPES_BY_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+Named = tuple[str, Source]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A tensor read in another type, each number rounded once, to nearest even."""
+
+    base: Source
+    dtype: DType
+
+    @property
+    def name(self) -> str:
+        """The name in the source file."""
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, which a cast keeps."""
+        return self.base.shape
+
+    @property
+    def path(self) -> Path:
+        """The source file."""
+        return self.base.path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the numbers take in the new type."""
+        return self.dtype.nbytes(math.prod(self.shape))
+
+    def read(self, start: int, stop: int) -> Array:
+        """Stored elements of the new type. EditError where a number does not fit."""
+        import numpy as np
+
+        try:
+            return self.dtype.encode(self.base.dtype.decode(self.base.read(start, stop), np.float64))
+        except EditError as error:
+            raise EditError(f"{self.name}: {error}") from None
+
+    def mapped(self) -> Array:
+        """All of it, in memory."""
+        return self.read(0, math.prod(self.shape)).reshape(self.shape)
+
+
+def convert(
+    checkpoint: Checkpoint,
+    registry: Registry,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    force: bool = False,
+) -> Path:
+    """Write a model to `out` and return its path.
+
+    `out` is a file in the format that its name says (.safetensors, .npz, .h5, .gguf), else a folder of
+    safetensors shards of at most `shard_bytes` with config and tokenizer. `dtype` is a type to cast all
+    floating-point weights to; without one they keep theirs, and packed ones become F32. Raises
+    SaveError or EditError, and the destination is as it was.
+    """
+    out = Path(out)
+    as_file = out.suffix in FILES
+    require_free(checkpoint, out, force=force, as_file=as_file)
+    if out.suffix == ".gguf":
+        from weightkit.surgery.to_gguf import write_gguf
+
+        with beside(out) as scratch:
+            write_gguf(scratch / out.name, checkpoint, registry, dtype)
+            put(scratch / out.name, out, scratch)
+        return out
+    tensors = [(name, _cast(source, dtype)) for name, source in logical(registry)]
+    with beside(out) as scratch:
+        if as_file:
+            new = scratch / out.name
+            _write_file(new, tensors)
+        else:
+            new = scratch / "new"
+            new.mkdir()
+            _write_folder(new, checkpoint, registry, tensors, shard_bytes)
+        put(new, out, scratch)
+    return out
+
+
+def logical(registry: Registry) -> Iterator[Named]:
+    """The tensors that a model is made of, by Hugging Face names: no scales, no optimizer state, no repeats."""
+    packed = {w.name: w for w in registry.values() if w.source is not None and w.source is not _raw(registry, w.name)}
+    repeats = {w.name for w in registry.values() if w.tied_to and not w.alias and _shares_bytes(registry, w.address)}
+    left_out = {*registry.bookkeeping, *registry.ignored, *repeats}
+    for name, weight in registry.by_name.items():
+        if name in left_out:
+            continue
+        said = registry.said.get(name, name)
+        if name in packed:
+            yield _unpacked_name(said), packed[name].stored
+        else:
+            yield said, weight.stored
+
+
+def _raw(registry: Registry, name: str) -> Source | None:
+    return registry.by_name[name].source if name in registry.by_name else None
+
+
+def _shares_bytes(registry: Registry, address: str) -> bool:
+    mine = registry[address].source
+    theirs = registry[registry[address].tied_to or address].source
+    if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):
+        return False
+    return (mine.path, mine.offset) == (theirs.path, theirs.offset)
+
+
+def _unpacked_name(name: str) -> str:
+    for ending in (".qweight", ".weight_packed"):
+        if name.endswith(ending):
+            return name.removesuffix(ending) + ".weight"
+    return name.removesuffix("_blocks")
+
+
+def _cast(source: Source, dtype: str | None) -> Source:
+    if source.dtype.kind != "float":
+        return source
+    if dtype is None:
+        return Cast(source, DTYPES["F32"]) if source.dtype.packed and source.dtype.block > 1 else source
+    return source if source.dtype.name == dtype else Cast(source, dtype_named(dtype))
+
+
+def dtype_named(name: str) -> DType:
+    """A type by its name here or in PyTorch: BF16 or bfloat16. SaveError where numbers cannot be cast to it."""
+    by_torch = {torch: ours for ours, torch in DTYPES_BY_TORCH.items()}
+    found = DTYPES.get(by_torch.get(name.lower(), name.upper()))
+    if found is None or found.kind != "float" or found.packed:
+        known = [d.name for d in DTYPES.values() if d.kind == "float" and not d.packed]
+        raise SaveError(
+            f"--dtype {name}: is not a type to cast to{nearest(name.upper(), known)}; known are {', '.join(known)}"
+        )
+    return found
+
+
+def _write_file(path: Path, tensors: list[Named]) -> None:
+    if path.suffix == ".npz":
+        from weightkit.formats import npz
+
+        npz.write(path, tensors)
+    elif path.suffix in (".h5", ".hdf5"):
+        from weightkit.formats import hdf5
+
+        hdf5.write(path, tensors)
+    else:
+        safetensors.write(path, tensors, {"format": "pt"})
+
+
+def _write_folder(
+    folder: Path, checkpoint: Checkpoint, registry: Registry, tensors: list[Named], shard_bytes: int
+) -> None:
+    shards = _cut(tensors, shard_bytes)
+    if len(shards) == 1:
+        safetensors.write(folder / "model.safetensors", shards[0], {"format": "pt"})
+    else:
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(shards, start=1):
+            name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            safetensors.write(folder / name, shard, {"format": "pt"})
+            weight_map |= {key: name for key, _ in shard}
+        total = sum(source.nbytes for _, source in tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for name, path in companions(checkpoint):
+        if name not in (CONFIG, TOKENIZER) and not name.endswith(".index.json"):
+            shutil.copy2(path, folder / name)
+    if config := _config(checkpoint, registry, tensors):
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    if (tokenizer := checkpoint.tokenizer()) is not None:
+        (folder / TOKENIZER).write_bytes(tokenizer)
+    sync(folder)
+
+
+def _cut(tensors: list[Named], most: int) -> list[list[Named]]:
+    """Tensors in shards of at most `most` bytes, in order; a larger tensor is a shard by itself."""
+    shards: list[list[Named]] = [[]]
+    size = 0
+    for name, source in tensors:
+        if shards[-1] and size + source.nbytes > most:
+            shards.append([])
+            size = 0
+        shards[-1].append((name, source))
+        size += source.nbytes
+    return shards
+
+
+def _config(checkpoint: Checkpoint, registry: Registry, tensors: list[Named]) -> dict[str, Any] | None:
+    """The config, told of the new type, and that nothing is packed any more."""
+    if checkpoint.config is None:
+        return None
+    config = dict(checkpoint.config)
+    if registry.bookkeeping:
+        for key in ("quantization_config", "quantization", "compression_config"):
+            config.pop(key, None)
+    largest = max((source for _, source in tensors), key=lambda source: source.nbytes, default=None)
+    torch = DTYPES_BY_TORCH.get(largest.dtype.name) if largest is not None else None
+    if torch:
+        config["dtype" if "dtype" in config else "torch_dtype"] = torch
+    return config
