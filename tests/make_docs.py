@@ -122,8 +122,8 @@ buffer that is no parameter, or shown as `name:…` without a role; nothing is d
 
 ## Adding a family
 
-1. A table entry in `weightkit/architectures/`: a `Slot` for each matrix, with its address, its name in the file, its role
-   and its axes. Most families take over the names of one that is there; see `llama.py`.
+1. A table entry in `weightkit/architectures/`: a `Slot` for each matrix, with its address, its name in the file, its
+   role and its axes. Most families take over the names of one that is there; see `llama.py`.
 2. What its config class reads and assumes: an entry in `weightkit/config/families.py`.
 3. A tiny config in `tests/families.py`; `python -m tests.make_families` builds the model with transformers and keeps
    the names, the shapes and the parameter count.

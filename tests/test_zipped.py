@@ -135,6 +135,7 @@ BROKEN = {
     "zip64 without its field": patched(DIRECTORY + 20, b"\xff" * 8),
     "zip64 without its end": patched(END + 16, b"\xff" * 4),
     "a name that is not UTF-8": WHOLE.replace("ü".encode(), b"\xff\xff"),
+    "a version to come": patched(DIRECTORY + 6, b"\x40"),
     "an empty name": zipped({"": b"x"}),
 }
 

@@ -7,7 +7,7 @@ of one tensor are taken apart only where they must be of equal size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -46,13 +46,16 @@ class _Place:
 
 def recognise(checkpoint: Checkpoint) -> Registry | None:
     """The registry of a checkpoint without a config, if its names are those of a known family."""
-    for architecture in ARCHITECTURES.values():
+    stems = {kind: _embedding(architecture) for kind, architecture in ARCHITECTURES.items()}
+    every = tuple({*stems.values(), *(stem.replace(".", "/") for stem in stems.values())})
+    ends = {name.replace("/", ".") for name in checkpoint.names if name.endswith(every)}
+    for kind, architecture in ARCHITECTURES.items():
+        if not any(name.endswith(stems[kind]) for name in ends):
+            continue  # without an embedding nothing is recognised
+        places = Places(architecture)
         names = Names(checkpoint, architecture)
-        table = Places(architecture)
-        ignored = re.compile("|".join(p.replace("{mtp}", "none") for p in architecture.ignored) or "(?!)")
-        said = [name for name in names.actual if not ignored.search(name) or table.find(name)]
-        found = {name: table.find(name) for name in said}
-        if not found or not all(found.values()) or not table.has_all_parts(found):
+        found = places.of_all(names.actual)
+        if found is None or not places.has_all_parts(found):
             continue
         weights = _all_weights(architecture, names, found)
         if _agree(weights):
@@ -67,6 +70,7 @@ class Places:
         self._by_skeleton: dict[str, list[tuple[tuple[int, int, int], Slot, bool]]] = {}
         self._needed: set[str] = set()
         self._prefixes = sorted(architecture.prefixes, key=len, reverse=True)
+        self._buffers = re.compile("|".join(p.replace("{mtp}", "none") for p in architecture.ignored) or "(?!)")
         places = enumerate(architecture.slots)
         for group, (_, in_stack) in enumerate(groupby(places, key=lambda pair: stack_of(pair[1]))):
             for block, (_, slots) in enumerate(groupby(in_stack, key=lambda pair: over(pair[1]))):
@@ -80,6 +84,16 @@ class Places:
             self._by_skeleton.setdefault(name + ending, []).append((order, slot, ending == ".bias"))
         if not (slot.when or slot.optional or slot.form):
             self._needed.add(slot.address)
+
+    def of_all(self, names: Iterable[str]) -> dict[str, list[_Place]] | None:
+        """The places of all tensors but buffers; None where the family has none for one of them."""
+        found = {}
+        for name in names:
+            if places := self.find(name):
+                found[name] = places
+            elif not self._buffers.search(name):
+                return None
+        return found or None
 
     def find(self, name: str) -> list[_Place]:
         """The places of the weights that a tensor of this name holds; none where the family has no such name."""
@@ -117,6 +131,11 @@ class Places:
     def has_all_parts(self, found: Mapping[str, list[_Place]]) -> bool:
         """Whether every slot that no model of the family lacks is there."""
         return self._needed <= {place.slot.address for places in found.values() for place in places}
+
+
+def _embedding(architecture: Architecture) -> str:
+    """How the name of the token embedding ends."""
+    return architecture.slots[0].name.replace("{prefix}", "") + ".weight"
 
 
 def _skeleton(name: str) -> str:

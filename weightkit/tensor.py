@@ -162,12 +162,12 @@ def _map(path: Path, _modified: int) -> np.memmap[tuple[int], np.dtype[np.uint8]
 
 def whole(shape: tuple[int, ...]) -> Region:
     """The region that covers all of an array of this shape."""
-    return tuple(slice(0, n, 1) for n in shape)
+    return tuple([slice(0, n, 1) for n in shape])
 
 
 def region_shape(region: Region) -> tuple[int, ...]:
     """The shape of what a region selects."""
-    return tuple(len(range(s.start, s.stop, s.step)) for s in region)
+    return tuple([len(range(s.start, s.stop, s.step)) for s in region])
 
 
 def region_size(region: Region) -> int:

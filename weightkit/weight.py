@@ -54,7 +54,7 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         """[out, in], or the tensor's own shape where it has no role."""
-        return tuple(axis.size for axis in self.axes)
+        return tuple([axis.count * axis.width for axis in self.axes])
 
     @property
     def size(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from weightkit.cli.output import Address, Csv, Json, Markdown, ModelPath, emit, open_model, rows
 from weightkit.report import units
 from weightkit.report.tables import Column
-from weightkit.weight import Selection
+from weightkit.weight import Selection, Weight
 
 FIELDS = ("address", "name", "role", "layer", "dtype", "shape", "parameters", "tied_to")
 
@@ -19,8 +21,8 @@ def list_(
 ) -> None:
     """List the weights: address, role, shape, type, and the name in the file."""
     opened = open_model(model)
-    everything = map(Selection.of, opened.registry.values())  # tied weights too, which select leaves out
-    found = list(everything) if address is None else opened.select(address)
+    # Without an address tied weights too, which select leaves out.
+    found = list(opened.registry.values()) if address is None else opened.select(address)
     values = map(_values, found)
     if json:
         emit(
@@ -37,30 +39,26 @@ def list_(
         Column("parameters", right=True),
         Column("name in the file", style="dim", shrinks=True),
     ]
-    cells = ((s.address, str(s.role), units.shape(s.shape), _dtype(s), _parameters(s), s.name) for s in found)
+    cells = map(_cells, found)
     rows(columns, cells, csv=csv, markdown_=markdown, values=(FIELDS, values))
 
 
-def _values(selection: Selection) -> tuple[object, ...]:
-    weight = selection.weight
-    parameters = 0 if weight.tied_to else selection.size
-    layer, shape = weight.layer, list(selection.shape)
+def _values(item: Weight | Selection) -> tuple[object, ...]:
+    weight = item.weight if isinstance(item, Selection) else item
+    parameters = 0 if weight.tied_to or weight.buffer else item.size
+    dtype = weight.source.dtype.name if weight.source is not None else None
+    role, shape = str(weight.role), list(item.shape)
+    return item.address, weight.name, role, weight.layer, dtype, shape, parameters, weight.tied_to
+
+
+def _cells(item: Weight | Selection) -> tuple[str, ...]:
+    weight = item.weight if isinstance(item, Selection) else item
+    shape = item.shape
     return (
-        selection.address,
-        selection.name,
-        str(selection.role),
-        layer,
-        selection.dtype.name if weight.source is not None else None,
-        shape,
-        parameters,
-        weight.tied_to,
+        item.address,
+        str(weight.role),
+        units.shape(shape),
+        weight.source.dtype.name if weight.source is not None else units.NONE,
+        f"= {weight.tied_to}" if weight.tied_to else units.count(math.prod(shape)),
+        weight.name,
     )
-
-
-def _dtype(selection: Selection) -> str:
-    return selection.dtype.name if selection.weight.source is not None else units.NONE
-
-
-def _parameters(selection: Selection) -> str:
-    tied = selection.weight.tied_to
-    return f"= {tied}" if tied else units.count(selection.size)

@@ -19,6 +19,7 @@ import typer
 from weightkit.errors import WeightkitError
 from weightkit.parallel import Progress
 from weightkit.report.tables import Column, Line, csv_text, markdown, table
+from weightkit.report.tables import plain as plain_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,9 +128,11 @@ def rows(
         sys.stdout.write(csv_text(*(values or ([c.title for c in columns], cells))))
     elif markdown_:
         sys.stdout.write(markdown(columns, cells))
-    else:
+    elif sys.stdout.isatty():
         for line in table(columns, cells, width()):
             say(line)
+    else:
+        sys.stdout.write(plain_table(columns, cells))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from weightkit.formats.unpickle.values import Inert, Instance, Odd, PickleError
 
 MOST_DEPTH = 1000
 _FREE = 2 << 20  # characters of all names together, and things looked at, beside four per byte of the pickle
-_NAME_COST = 32  # what a tensor takes beside its name
+_NAME_COST = 96  # what a tensor takes beside its name
 
 _Path = tuple[Any, ...]  # the keys and indices that lead to a tensor
 

@@ -29,6 +29,7 @@ _END = Struct("<4s4H2LH")  # signature disk disk members members bytes offset co
 _END64 = Struct("<4sQ2H2L4Q")  # signature length made version disk disk members members bytes offset
 _LOCATOR = Struct("<4sLQL")  # signature disk offset disks
 _MOST_COMMENT = 0xFFFF
+_NEWEST = 63  # version of the format, times ten
 _IN_EXTRA16, _IN_EXTRA32 = 0xFFFF, 0xFFFFFFFF  # "the number is too large for this field: see zip64"
 _UTF8, _DESCRIPTOR = 1 << 11, 1 << 3
 _REFUSED_FLAGS = 1 << 0 | 1 << 5 | 1 << 6 | 1 << 13  # encrypted, patched, strongly encrypted, masked
@@ -221,11 +222,11 @@ class _Archive:
         for _ in range(count):
             if at + _CENTRAL.size > len(raw) or raw[at : at + 4] != b"PK\1\2":
                 raise self.fail("a broken ZIP archive: its directory is damaged")
-            (_, _, _, flags, method, _, _, crc, stored, size, name, extra, comment, disk, _, _, header) = (
+            (_, _, version, flags, method, _, _, crc, stored, size, name, extra, comment, disk, _, _, header) = (
                 _CENTRAL.unpack_from(raw, at)
             )
             start, at = at + _CENTRAL.size, at + _CENTRAL.size + name + extra + comment
-            if at > len(raw) or disk not in (0, _IN_EXTRA16):
+            if at > len(raw) or disk not in (0, _IN_EXTRA16) or version > _NEWEST:
                 raise self.fail("a broken ZIP archive: its directory is damaged")
             if _IN_EXTRA32 in (size, stored, header):
                 wide = raw[start + name : start + name + extra]

@@ -39,6 +39,14 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
         yield _stripped([(_cell(cell, column, size) + GAP, column.style) for cell, column, size in fitted])
 
 
+def plain(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
+    """A table as text without styles, nothing cut: what goes into a pipe, which may be a hundred thousand rows."""
+    cells = [tuple(map(printable, row)) for row in ([c.title for c in columns], *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    line = GAP.join(f"{{:{'>' if c.right else '<'}{width}}}" for c, width in zip(columns, widths, strict=True))
+    return "".join(line.format(*row).rstrip() + "\n" for row in cells)
+
+
 def pairs(rows: Iterable[tuple[str, str]]) -> list[Line]:
     """Lines of a name and a value, aligned."""
     rows = list(rows)

@@ -42,7 +42,7 @@ def percent(share: float | None) -> str:
 
 def shape(sizes: tuple[int, ...]) -> str:
     """A shape as in 4,096 × 11,008."""
-    return " × ".join(f"{n:,}" for n in sizes) or "1"
+    return " × ".join(map("{:,}".format, sizes)) or "1"
 
 
 def plural(number: int, noun: str, many: str | None = None) -> str:

@@ -127,14 +127,17 @@ def _from_mark(codes: tuple[bytes, ...], make: Callable[[list[Any]], object]) ->
         return at
 
 
-def _pairs(items: list[Any]) -> dict[Any, Any]:
+def _put_pairs(target: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
     if len(items) % 2:
         raise PickleError("the pickle is damaged: a dict has a key without a value")
-    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+    pairs = iter(items)
+    for key in pairs:
+        target[_key(key)] = next(pairs)
+    return target
 
 
 _from_mark((b"l", b"\x91"), list)
-_from_mark((b"d",), _pairs)
+_from_mark((b"d",), lambda items: _put_pairs({}, items))
 
 
 def _extend(target: object, items: list[Any]) -> None:
@@ -152,7 +155,7 @@ def _update(machine: Machine, target: object, items: list[Any]) -> None:
         target = target.content
     if not isinstance(target, dict):
         raise PickleError("the pickle is damaged: it sets an item of what is not a dict")
-    target.update(_pairs(items))
+    _put_pairs(target, items)
 
 
 @op(b"a")
@@ -229,7 +232,7 @@ def _new(machine: Machine, at: int) -> int:
         raise PickleError("the pickle makes an object with named arguments; not opened")
     arguments = machine.stack.pop()
     cls = machine.stack[-1]
-    machine.spend()
+    machine.spend(3)  # as large as three of the others
     machine.stack[-1] = instance(cls, arguments) if isinstance(cls, Global) else _call(machine, cls, arguments)
     return at
 

@@ -1,0 +1,324 @@
+"""Packed weights: each scheme packed here the slow way, number by number, and read back.
+
+The loops follow the packers of AutoGPTQ, AutoAWQ, bitsandbytes, compressed-tensors and MLX; the values are
+computed from the small numbers by the formula of each.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+import weightkit as wk
+from tests import tiny
+from weightkit import packing
+from weightkit.checkpoint import open_checkpoint
+from weightkit.errors import FormatError
+
+A = NDArray[Any]
+RNG = np.random.default_rng(3)
+OUT, IN = 64, 96
+F4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def codes(*shape: int, bits: int) -> A:
+    return RNG.integers(0, 1 << bits, shape)
+
+
+def stream(numbers: A, bits: int) -> A:
+    """Numbers [rows, n] one after another, lowest bits first, in words of 32 bits: [rows, n · bits / 32]."""
+    words = np.zeros((len(numbers), numbers.shape[1] * bits // 32), np.uint64)
+    for row, line in enumerate(numbers):
+        whole = sum(int(n) << (bits * i) for i, n in enumerate(line))
+        for word in range(words.shape[1]):
+            words[row, word] = (whole >> (32 * word)) & 0xFFFFFFFF
+    return words.astype(np.uint32)
+
+
+def scales(*shape: int) -> A:
+    return (RNG.random(shape) + 0.1).astype(np.float16)
+
+
+Case = tuple[dict[str, A], dict[str, Any], A]  # tensors by ending, settings, the numbers that they stand for
+
+
+def gptq(bits: int, *, order: bool = False, v2: bool = False) -> Case:
+    q, group = codes(OUT, IN, bits=bits), 32
+    z, s = codes(IN // group, OUT, bits=bits), scales(IN // group, OUT)
+    z = z.clip(1, None) if not v2 else z
+    index = RNG.integers(0, IN // group, IN) if order else np.arange(IN) // group
+    tensors = {
+        ".qweight": stream(q, bits).T.astype(np.int32).copy(),
+        ".qzeros": stream(z if v2 else z - 1, bits).astype(np.int32),
+        ".scales": s,
+    }
+    if order:
+        tensors[".g_idx"] = index.astype(np.int32)
+    settings = {"quant_method": "gptq", "bits": bits, "checkpoint_format": "gptq_v2" if v2 else "gptq"}
+    value = s[index].T.astype(np.float32) * (q - z[index].T)
+    return tensors, settings, value
+
+
+def awq() -> Case:
+    q, group = codes(OUT, IN, bits=4), 32
+    z, s = codes(IN // group, OUT, bits=4), scales(IN // group, OUT)
+
+    def pack(matrix: A) -> A:  # [rows, out] -> [rows, out / 8]
+        words = np.zeros((len(matrix), OUT // 8), np.uint32)
+        for word in range(OUT // 8):
+            for place, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+                words[:, word] |= matrix[:, 8 * word + column].astype(np.uint32) << np.uint32(4 * place)
+        return words.astype(np.int32)
+
+    tensors = {".qweight": pack(q.T), ".qzeros": pack(z), ".scales": s}
+    index = np.arange(IN) // group
+    return tensors, {"quant_method": "awq", "bits": 4}, s[index].T.astype(np.float32) * (q - z[index].T)
+
+
+def nf4(*, nested: bool) -> Case:
+    book = np.sort(RNG.normal(size=16)).astype(np.float32)
+    q, size, block = codes(OUT * IN, bits=4), OUT * IN, 64
+    raw = np.array([(q[i] << 4) | q[i + 1] for i in range(0, size, 2)], np.uint8)[:, None]
+    absmax = RNG.random(size // block).astype(np.float32)
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": block, "dtype": "bfloat16", "shape": [OUT, IN]}
+    tensors: dict[str, A] = {".weight": raw, ".weight.quant_map": book, ".weight.absmax": absmax}
+    if nested:
+        inner, outer, offset = RNG.normal(size=256).astype(np.float32), RNG.random(6).astype(np.float32), 0.25
+        small = codes(size // block, bits=8)
+        absmax = np.array([inner[n] * outer[i // 16] + np.float32(offset) for i, n in enumerate(small)], np.float32)
+        state |= {"nested_blocksize": 16, "nested_offset": offset, "nested_dtype": "float32"}
+        tensors |= {".weight.absmax": small.astype(np.uint8), ".weight.nested_absmax": outer,
+                    ".weight.nested_quant_map": inner}  # fmt: skip
+    tensors[".weight.quant_state.bitsandbytes__nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    return tensors, {"quant_method": "bitsandbytes"}, (book[q] * np.repeat(absmax, block)).reshape(OUT, IN)
+
+
+def int8() -> Case:
+    q, s = RNG.integers(-127, 128, (OUT, IN)).astype(np.int8), RNG.random(OUT).astype(np.float32)
+    tensors: dict[str, A] = {".weight": q, ".SCB": s, ".weight_format": np.array(0, np.uint8)}
+    return tensors, {"quant_method": "bitsandbytes"}, q * (s[:, None] / np.float32(127))
+
+
+def packed_int(*, zeros: bool, group: int = 32) -> Case:
+    q, s = codes(OUT, IN, bits=4), scales(OUT, IN // group)
+    z = codes(OUT, IN // group, bits=4) if zeros else np.full((OUT, IN // group), 8)
+    tensors = {".weight_packed": stream(q, 4).astype(np.int32), ".weight_scale": s,
+               ".weight_shape": np.array([OUT, IN])}  # fmt: skip
+    if zeros:
+        tensors[".weight_zero_point"] = stream(z.T, 4).T.astype(np.int32).copy()  # packed down the rows
+    index = np.arange(IN) // group
+    value = (q - z[:, index]).astype(np.float32) * s[:, index].astype(np.float32)
+    settings = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}
+    return tensors, settings, value
+
+
+def fp8(scale_shape: tuple[int, ...], ending: str = ".weight_scale", block: list[int] | None = None) -> Case:
+    q = RNG.normal(size=(OUT, IN)).astype(ml_dtypes.float8_e4m3fn)
+    s = RNG.random(scale_shape).astype(np.float32)
+    high, wide = block or (OUT, IN)
+    value = np.empty((OUT, IN), np.float32)
+    for i in range(OUT):
+        for j in range(IN):
+            of_row = s.reshape(-1)[i % s.size]
+            value[i, j] = np.float32(q[i, j]) * (s[i // high, j // wide] if block else of_row)
+    return {".weight": q, ending: s}, {"quant_method": "fp8", "weight_block_size": block}, value
+
+
+def fp4(*, modelopt: bool) -> Case:
+    q = codes(OUT, IN, bits=4)
+    raw = (q[:, 0::2] | (q[:, 1::2] << 4)).astype(np.uint8)
+    s = (RNG.random((OUT, IN // 16)) + 0.5).astype(ml_dtypes.float8_e4m3fn)
+    outer = np.array([3.5], np.float32)
+    each = np.repeat(s.astype(np.float32) * outer if modelopt else s.astype(np.float32) / outer, 16, axis=1)
+    names = (".weight", ".weight_scale_2") if modelopt else (".weight_packed", ".weight_global_scale")
+    return {names[0]: raw, ".weight_scale": s, names[1]: outer}, {"quant_method": "modelopt"}, F4[q] * each
+
+
+def mxfp4() -> Case:
+    q, s = codes(3, 20, 2, 32, bits=4), RNG.integers(120, 134, (3, 20, 2)).astype(np.uint8)
+    raw = (q[..., 0::2] | (q[..., 1::2] << 4)).astype(np.uint8)
+    value = F4[q] * np.exp2(s.astype(np.float64) - 127)[..., None]
+    return {"_blocks": raw, "_scales": s}, {"quant_method": "mxfp4"}, value.reshape(3, 20, 64).swapaxes(1, 2)
+
+
+def mlx(bits: int) -> Case:
+    q, group = codes(OUT, IN, bits=bits), 32
+    s, b = scales(OUT, IN // group), scales(OUT, IN // group)
+    index = np.arange(IN) // group
+    value = q * s[:, index].astype(np.float32) + b[:, index].astype(np.float32)
+    return {".weight": stream(q, bits), ".scales": s, ".biases": b}, {"group_size": group, "bits": bits}, value
+
+
+CASES = {
+    "GPTQ 4": gptq(4), "GPTQ 8": gptq(8), "GPTQ 2": gptq(2), "GPTQ 3": gptq(3), "GPTQ ordered": gptq(4, order=True),
+    "GPTQ v2": gptq(4, v2=True), "AWQ": awq(), "NF4": nf4(nested=False), "NF4 nested": nf4(nested=True),
+    "LLM.int8": int8(), "packed": packed_int(zeros=False), "packed zeros": packed_int(zeros=True),
+    "packed by row": packed_int(zeros=False, group=IN), "FP8 of all": fp8((1,)), "FP8 scalar": fp8(()),
+    "FP8 of rows": fp8((OUT, 1)), "FP8 flat rows": fp8((OUT,)),
+    "FP8 blocks": fp8((4, 6), ".weight_scale_inv", [16, 16]), "FP8 ragged": fp8((3, 4), ".weight_scale_inv", [24, 28]),
+    "NVFP4": fp4(modelopt=False), "ModelOpt": fp4(modelopt=True), "MXFP4": mxfp4(),
+    "MLX 4": mlx(4), "MLX 8": mlx(8), "MLX 3": mlx(3), "MLX 6": mlx(6), "MLX 2": mlx(2),
+}  # fmt: skip
+every_case = pytest.mark.parametrize("case", CASES)
+BASE = "model.layers.0.self_attn.q_proj"
+
+
+def sources(folder: Path, tensors: Mapping[str, A]) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({BASE + ending: np.ascontiguousarray(t) for ending, t in tensors.items()}, folder / "w.safetensors")
+    return dict(open_checkpoint(folder / "w.safetensors").tensors)
+
+
+def packed(folder: Path, case: Case) -> packing.Packed:
+    found = packing.unpack(BASE, sources(folder, case[0]), case[1])
+    assert found is not None
+    return found
+
+
+@every_case
+def test_the_numbers(tmp_path: Path, case: str) -> None:
+    tensors, _, value = CASES[case]
+    found = packed(tmp_path, CASES[case])
+    assert found.shape == value.shape
+    np.testing.assert_allclose(found.mapped(), value, rtol=3e-7, atol=0)
+    assert found.mapped().dtype == np.float32
+    assert found.nbytes == sum(t.nbytes for t in tensors.values())
+    assert found.dtype.packed
+
+
+@every_case
+def test_any_part_reads_as_the_whole_does(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = packed(tmp_path, CASES[case])
+    whole = found.mapped().reshape(-1)
+    monkeypatch.setattr("weightkit.packing.packed.BLOCK", 200)  # many steps
+    for start, stop in ((0, whole.size), (1, 2), (63, 65), (130, 1999), (whole.size - 1, whole.size), (5, 5)):
+        np.testing.assert_array_equal(found.read(start, stop), whole[start:stop])
+
+
+@every_case
+def test_it_pickles(tmp_path: Path, case: str) -> None:
+    found = packed(tmp_path, CASES[case])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).mapped(), found.mapped())
+
+
+@every_case
+def test_names_alone_tell_what_belongs_together(tmp_path: Path, case: str) -> None:
+    names = {BASE + ending for ending in CASES[case][0]} | {BASE + ".input_scale", "other.weight"}
+    found = packing.parts(BASE, names)
+    assert set(found) == names - {"other.weight"}
+    assert found[0] == packed(tmp_path, CASES[case]).name
+    assert all(packing.bookkeeping(name) for name in found[1:])
+    assert not packing.bookkeeping("other.weight")
+
+
+@every_case
+def test_parts_of_the_wrong_shape_or_type_are_refused(tmp_path: Path, case: str) -> None:
+    """Whatever is wrong with one part: an error that names a tensor, or still a matrix; never anything else."""
+    tensors, settings, value = CASES[case]
+    refused = 0
+    for ending, array in tensors.items():
+        for number, bad in enumerate((array[:-1] if array.ndim else array, array.reshape(-1)[:0], array.reshape(1, -1),
+                                      np.full_like(array, -1 if array.dtype.kind in "if" else 255),
+                                      array.astype(np.float32))):  # fmt: skip
+            found = sources(tmp_path / f"{ending}{number}", tensors | {ending: np.asarray(bad)})
+            try:
+                made = packing.unpack(BASE, found, settings)
+                if made is not None:
+                    made.read(0, min(100, int(np.prod(made.shape))))
+            except FormatError as error:
+                refused += BASE in str(error)
+    assert refused
+    assert value.size
+
+
+@pytest.mark.parametrize("settings", [{"bits": "4"}, {"bits": 5}, {"bits": 1 << 80}, {"bits": True}, {"bits": -1}])
+def test_settings_that_make_no_sense(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(FormatError):
+        packing.unpack(BASE, sources(tmp_path, CASES["GPTQ 4"][0]), {"quant_method": "gptq", **settings})
+
+
+STATES = [
+    b"", b"{", b"[]", b'{"shape": 3}', b'{"shape": [1e9, 2], "blocksize": 64}', b'{"shape": [64, 96], "blocksize": 0}',
+    b'{"shape": [-1, 96], "blocksize": 64}', b"[" * 50_000, b'{"shape": [4611686018427387904, 4], "blocksize": 64}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state[:12].decode())
+def test_a_state_that_a_stranger_wrote(tmp_path: Path, state: bytes) -> None:
+    tensors = CASES["NF4"][0] | {".weight.quant_state.bitsandbytes__nf4": np.frombuffer(state, np.uint8)}
+    with pytest.raises(FormatError, match=r"quant_state|needs"):
+        packing.unpack(BASE, sources(tmp_path, tensors), {})
+
+
+def test_an_unpacked_matrix_is_none(tmp_path: Path) -> None:
+    assert packing.unpack(BASE, sources(tmp_path, {".weight": np.ones((4, 4), np.float32)}), {}) is None
+
+
+# ── a whole model ────────────────────────────────────────────────────────────────────────────────────
+
+
+def quantised(folder: Path) -> tuple[Path, dict[str, A]]:
+    """A tiny llama whose FFN matrices are in 4 bits by MLX, and the numbers that they stand for."""
+    tensors = tiny.weights(tiny.CONFIGS["llama"])
+    dense = dict(tensors)
+    for name in [n for n in tensors if ".mlp." in n]:
+        out, width = tensors[name].shape
+        group = 16
+        q, s = codes(out, width, bits=4), scales(out, width // group).astype(np.float32)
+        base = name.removesuffix(".weight")
+        tensors |= {name: stream(q, 4), base + ".scales": s, base + ".biases": np.full_like(s, -0.5)}
+        index = np.arange(width) // group
+        dense[name] = q.astype(np.float32) * s[:, index] - np.float32(0.5)
+    return tiny.write(folder, tensors=tensors, quantization={"group_size": 16, "bits": 4}), dense
+
+
+def test_a_packed_model_is_counted_by_its_numbers(tmp_path: Path) -> None:
+    folder, dense = quantised(tmp_path / "packed")
+    model, plain = wk.open(folder), wk.open(tiny.write(tmp_path / "plain", tensors=dense))
+    counts = model.counts()
+    assert counts.total == plain.counts().total
+    assert counts.unclaimed == []
+    assert counts.bookkeeping == sum(2 * a.size // 16 for name, a in dense.items() if ".mlp." in name)
+    assert counts.stored < counts.total
+    assert counts.by_dtype["MLX-4bit"] == sum(a.size for name, a in dense.items() if ".mlp." in name)
+    assert model.notes == ()
+
+
+def test_a_packed_model_computes_with_its_numbers(tmp_path: Path) -> None:
+    folder, dense = quantised(tmp_path / "packed")
+    model, plain = wk.open(folder), wk.open(tiny.write(tmp_path / "plain", tensors=dense))
+    for row in wk.diff(model, plain).changed:
+        assert row.max_abs == 0  # of another type, and the same numbers
+    np.testing.assert_array_equal(model.logits([1, 2, 3]), plain.logits([1, 2, 3]))
+    mine, theirs = (m.statistics("layers.1.ffn.down")[0] for m in (model, plain))
+    assert (mine.mean, mine.std, mine.min, mine.quantiles) == (theirs.mean, theirs.std, theirs.min, theirs.quantiles)
+
+
+def test_a_packed_weight_cannot_be_edited_in_place(tmp_path: Path) -> None:
+    folder, _ = quantised(tmp_path)
+    with pytest.raises(wk.WeightkitError, match="MLX-4bit, which cannot be edited"):
+        wk.open(folder).apply(wk.zero("layers.0.ffn.up"))
+
+
+def test_converted_it_is_a_plain_model(tmp_path: Path) -> None:
+    folder, dense = quantised(tmp_path / "packed")
+    wk.open(folder).convert(tmp_path / "plain")
+    model = wk.open(tmp_path / "plain")
+    assert wk.diff(model, wk.open(tiny.write(tmp_path / "expected", tensors=dense))).identical
+    assert "quantization" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+
+
+def test_an_index_of_a_packed_model_is_claimed(shared: Path) -> None:
+    for folder in ("llama-2-13b-bnb", "llama-3.1-8b-bnb", "qwen3-14b-mlx-4bit"):
+        counts = wk.open(shared / "configs" / folder).counts()
+        assert counts.unclaimed == []
+        assert counts.total == json.loads((shared / "configs" / "truth.json").read_text())[folder]["parameters"]

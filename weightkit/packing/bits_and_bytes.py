@@ -1,0 +1,106 @@
+"""bitsandbytes: 4 bits with a code book, and LLM.int8(). Source: its functional.py, QuantState and dequantize_4bit."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+
+from weightkit.dtypes import Array
+from weightkit.packing.packed import (
+    Made,
+    Packed,
+    Parts,
+    Settings,
+    fault,
+    numbers,
+    require,
+    rows_of,
+)
+from weightkit.tensor import Source
+
+MOST_STATE = 1 << 16  # bytes of a JSON state
+
+
+def four(base: str, t: Parts, _: Settings) -> Made:
+    """Two numbers in a byte, the first in its upper half; a book of 16 values; a scale for every block."""
+    weight = t[".weight"]
+    state = next((t[e] for e in t if ".quant_state." in e), None)
+    if state is None:
+        return None
+    shape, block, nested, _offset = _state(state)
+    size = math.prod(shape)
+    if math.prod(weight.shape) != -(-size // 2) or weight.dtype.name != "U8":
+        raise fault(weight, f"{base} of shape {list(shape)} needs {-(-size // 2):,} bytes of U8")
+    require(t[".weight.quant_map"], (16,))
+    if math.prod(t[".weight.absmax"].shape) != -(-size // block):
+        raise fault(t[".weight.absmax"], f"needs one scale for every {block} of {size:,} numbers")
+    if nested and not {".weight.nested_absmax", ".weight.nested_quant_map"} <= set(t):
+        raise fault(state, "speaks of nested scales, which are not there")
+    if nested:
+        require(t[".weight.nested_quant_map"], (256,))
+        require(t[".weight.absmax"], t[".weight.absmax"].shape, "U8")
+    elif t[".weight.absmax"].dtype.kind != "float":
+        raise fault(t[".weight.absmax"], "are whole numbers, and no state says what they stand for")
+    return shape, 4, (block, nested)
+
+
+def _state(state: Source) -> tuple[tuple[int, ...], int, int, float]:
+    """(shape, block size, block size of nested scales or 0, their offset)."""
+    size = math.prod(state.shape)
+    try:
+        if size > MOST_STATE:
+            raise ValueError
+        value = json.loads(state.read(0, size).tobytes())
+        shape, block, nested = tuple(value["shape"]), value["blocksize"], value.get("nested_blocksize") or 0
+        numbers = (*shape, block, nested)
+        offset = float(value.get("nested_offset") or 0.0)
+        if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers) or not block or not shape:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise fault(state, "is not a state of bitsandbytes") from None
+    return shape, block, nested, offset
+
+
+def four_rows(p: Packed, first: int, last: int) -> Array:
+    """value = book[q] × scale, and the scales themselves may be packed in the same way."""
+    block, nested = p.options
+    t = p.parts
+    row = math.prod(p.shape[1:])
+    start, stop = first * row, last * row
+    raw = t[".weight"].read(start // 2, -(-stop // 2))
+    pairs = np.stack([raw >> 4, raw & 15], axis=-1).reshape(-1)[start % 2 :][: stop - start]
+    code = numbers(t[".weight.quant_map"])
+    low, high = start // block, -(-stop // block)
+    stored = t[".weight.absmax"].read(low, high)
+    if nested:
+        state = next(source for ending, source in p.stored if ".quant_state." in ending)
+        outer = numbers(t[".weight.nested_absmax"]).reshape(-1)
+        index = np.arange(low, high) // nested
+        if index.size and index[-1] >= outer.size:
+            raise fault(t[".weight.nested_absmax"], "has too few scales")
+        inner = numbers(t[".weight.nested_quant_map"]).reshape(-1)
+        offset = np.float32(_state(state)[3])
+        absmax = np.asarray(inner[stored] * outer[index] + offset, np.float32)
+    else:
+        absmax = t[".weight.absmax"].dtype.decode(stored)
+    scale = np.repeat(absmax, block)[start - low * block :][: stop - start]
+    return np.asarray(code[pairs] * scale, np.float32)
+
+
+def eight(_: str, t: Parts, __: Settings) -> Made:
+    """Whole numbers with a scale for every row."""
+    weight = t[".weight"]
+    if weight.dtype.name != "I8" or len(weight.shape) != 2:
+        return None
+    if math.prod(t[".SCB"].shape) != weight.shape[0]:
+        raise fault(t[".SCB"], f"needs one scale for each of {weight.shape[0]} rows")
+    return weight.shape, 8, ()
+
+
+def eight_rows(p: Packed, first: int, last: int) -> Array:
+    """value = q × scale of the row ÷ 127."""
+    t = p.parts
+    scale = t[".SCB"].dtype.decode(t[".SCB"].read(first, last))
+    return np.asarray(rows_of(t[".weight"], first, last) * (scale[:, None] / np.float32(127)), np.float32)

@@ -1,0 +1,130 @@
+"""Packed: one logical matrix held by several stored tensors; and what the schemes share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightkit.dtypes import Array, DType
+from weightkit.errors import FormatError
+from weightkit.tensor import BLOCK, Region, Source, read_region, whole
+
+Parts = Mapping[str, Source]  # the tensors of a packed matrix by the ending of their names
+Settings = Mapping[str, Any]  # the config's quantization_config
+Made = tuple[tuple[int, ...], int, tuple[int, ...]] | None  # logical shape, bits, options; None: not of this scheme
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix that several stored tensors hold together; its stored elements are the numbers, float32."""
+
+    name: str  # of the tensor that holds the packed numbers
+    dtype: DType
+    shape: tuple[int, ...]
+    stored: tuple[tuple[str, Source], ...]  # by the ending of their names
+    rows: Callable[[Packed, int, int], Array]  # rows of the matrix, first to last, float32
+    options: tuple[int, ...] = ()  # what the scheme needs besides: bits, group sizes
+
+    @property
+    def parts(self) -> dict[str, Source]:
+        """The tensors by the ending of their names."""
+        return dict(self.stored)
+
+    @property
+    def path(self) -> Path:
+        """The file of the packed numbers."""
+        return self.stored[0][1].path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all the tensors."""
+        return sum(source.nbytes for _, source in self.stored)
+
+    def read(self, start: int, stop: int) -> Array:
+        """Numbers `start` to `stop` of the flattened matrix, as a new float32 array."""
+        row = math.prod(self.shape[1:])
+        result = np.empty(stop - start, np.float32)
+        step = max(1, BLOCK // max(row, 1))
+        for first in range(start // row if row else 0, -(-stop // row) if row else 0, step):
+            last = min(first + step, -(-stop // row))
+            low, high = max(start, first * row), min(stop, last * row)
+            rows = self.rows(self, first, last).reshape(-1)
+            result[low - start : high - start] = rows[low - first * row : high - first * row]
+        return result
+
+    def mapped(self) -> Array:
+        """The whole matrix, in memory."""
+        return self.read(0, math.prod(self.shape)).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way of packing: which tensors it has, and how rows come out of them."""
+
+    name: str
+    main: str  # how the name of the packed numbers ends
+    needs: tuple[str, ...]  # endings that must be there besides
+    may: tuple[str, ...]  # and that may be
+    make: Callable[[str, Parts, Settings], Made]
+    rows: Callable[[Packed, int, int], Array]
+
+
+def fault(source: Source, message: str) -> FormatError:
+    """The error to raise about a stored tensor."""
+    return FormatError(f"{source.path}: {source.name}: {message}")
+
+
+def require(source: Source, shape: tuple[int, ...], *kinds: str) -> None:
+    """Raise FormatError unless a tensor has this shape and one of these types."""
+    if source.shape != shape or (kinds and source.dtype.name not in kinds):
+        want = f"{' or '.join(kinds)} {list(shape)}".strip()
+        raise fault(source, f"is {source.dtype.name} {list(source.shape)}, its packing needs {want}")
+
+
+def number(settings: Mapping[str, Any], key: str, default: int, most: int = 1 << 20) -> int:
+    """A whole number of the settings."""
+    value = settings.get(key, default)
+    if value is None:
+        return default
+    if type(value) is not int or not -1 <= value <= most:
+        raise FormatError(f"quantization_config: {key} is {str(value)[:40]!r}, expected a whole number")
+    return value
+
+
+def rows_of(source: Source, first: int, last: int) -> Array:
+    """Stored elements of some rows, all of a tensor whose first axis is not the matrix's rows."""
+    return read_region(source, (slice(first, last, 1), *whole(source.shape[1:])))
+
+
+def columns_of(source: Source, first: int, last: int) -> Array:
+    """Stored elements of some columns of a matrix."""
+    return read_region(source, (slice(0, source.shape[0], 1), slice(first, last, 1)))
+
+
+def numbers(source: Source, region: Region | None = None) -> Array:
+    """Decoded numbers, float32."""
+    return source.dtype.decode(read_region(source, whole(source.shape) if region is None else region))
+
+
+def unpack_bits(words: Array, bits: int) -> Array:
+    """Small numbers from words that hold them one after another, lowest bits first, along the last axis: uint8."""
+    raw = np.ascontiguousarray(words).view(np.uint8)
+    if bits == 8:
+        return raw
+    if bits == 4:
+        return np.stack([raw & 15, raw >> 4], axis=-1).reshape(*raw.shape[:-1], -1)
+    stream = np.unpackbits(raw, axis=-1, bitorder="little")
+    count = stream.shape[-1] // bits
+    grouped = stream[..., : count * bits].reshape(*raw.shape[:-1], count, bits)
+    return (grouped << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+
+
+def spread(scale: Array, width: int) -> Array:
+    """Scales of groups [rows, groups], each for its share of `width` numbers: [rows, width]."""
+    groups = scale.shape[-1]
+    return scale if groups == width else np.repeat(scale, -(-width // groups), axis=-1)[..., :width]
