@@ -28,6 +28,7 @@ COMMANDS: dict[str, list[str]] = {
     "show": ["A", "layers.0.attn.q"],
     "stats": ["A", "layers.*.attn"],
     "check": ["A"],
+    "convert": ["A", "C", "--force"],
     "diff": ["A", "B"],
     "edit": ["A", "--zero", "layers.1.attn[head=1]", "--dry-run"],
     "run": ["A", "w1 w2"],
@@ -54,7 +55,8 @@ EXIT = {"diff": 1}  # these two models differ
 
 @pytest.fixture
 def pair(tmp_path: Path) -> dict[str, Path]:
-    return {name: tokenizer(write(tmp_path / name, seed=seed)) for seed, name in enumerate("AB")}
+    models = {name: tokenizer(write(tmp_path / name, seed=seed)) for seed, name in enumerate("AB")}
+    return models | {"C": tmp_path / "C"}
 
 
 def line(verb: str, pair: dict[str, Path]) -> list[object]:
@@ -106,6 +108,7 @@ def test_plain_text_in_a_pipe(cli: Cli, pair: dict[str, Path], verb: str) -> Non
 @pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb != "run"])
 def test_every_family(cli: Cli, tmp_path: Path, family: str, verb: str) -> None:
     pair = {name: write(tmp_path / name, family, seed=seed, shards=3) for seed, name in enumerate("AB")}
+    pair["C"] = tmp_path / "C"
     for kind in ([], ["--json"]):
         done = cli(*line(verb, pair), *kind)
         assert (done.code, done.err) == (EXIT.get(verb, 0), "")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from weightkit.dtypes import DTYPES
 from weightkit.errors import FormatError
 from weightkit.formats import NOT_READ, open_file
+from weightkit.formats.safetensors import TYPES
 from weightkit.formats.shard import ShardFile
 
 Header = dict[str, Any] | bytes

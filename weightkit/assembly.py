@@ -29,7 +29,7 @@ def open_registry(checkpoint: Checkpoint) -> Registry:
     try:
         return _with_config(checkpoint)
     except ConfigError as error:
-        if checkpoint.whole or not checkpoint.names:
+        if checkpoint.whole or not checkpoint.shards:
             raise
         return by_names(checkpoint, f"the config.json beside it does not describe this file ({error})")
 
@@ -38,14 +38,23 @@ def by_names(checkpoint: Checkpoint, why: str) -> Registry:
     """A registry without roles, and the reason."""
     note = f"{why}: tensors have names only; roles and the engine are not available"
     kind = (checkpoint.config or {}).get("model_type")
+    tensors = {weight.address: weight for weight in unnamed(checkpoint.tensors).values()}
     return Registry(
         {},
-        unnamed(checkpoint.tensors),
-        ignored=tuple(name for name in checkpoint.tensors if name in checkpoint.aside),
+        {weight.name: weight for weight in share_ties(tensors).values()},
+        ignored=tuple(n for n, t in checkpoint.tensors.items() if n in checkpoint.aside or _is_mask(n, t)),
         notes=(*checkpoint.notes, note),
         model_type=kind if isinstance(kind, str) else None,
         sized=not checkpoint.listed,
     )
+
+
+_MASK = re.compile(r"(^|[./])((attn|attention|self_attn)[./](masked_)?(bias|mask|tril)|rotary_emb[./]inv_freq|position_ids)$")
+
+
+def _is_mask(name: str, tensor: Source) -> bool:
+    """Whether a tensor is a causal mask or the like, in a model of any make: named so, and no vector."""
+    return bool(_MASK.search(name)) and (len(tensor.shape) != 1 or "inv_freq" in name)
 
 
 def _with_config(checkpoint: Checkpoint) -> Registry:

@@ -93,7 +93,7 @@ def convert(
         from weightkit.surgery.to_gguf import write_gguf
 
         with beside(out) as scratch:
-            write_gguf(scratch / out.name, checkpoint, registry, dtype)
+            write_gguf(scratch / out.name, checkpoint, registry, logical(registry), dtype)
             put(scratch / out.name, out, scratch)
         return out
     tensors = [(name, _cast(source, dtype)) for name, source in logical(registry)]

@@ -63,7 +63,7 @@ class _Extensible(NamedTuple):
     least: int  # elements in the smallest block
     pointers: int  # blocks in the smallest block of blocks
     page: int  # elements in a page
-    index: int  # address
+    index_block: int  # address
 
     @property
     def head(self) -> int:
@@ -75,7 +75,7 @@ class _Extensible(NamedTuple):
         direct, rows = 2 * (self.pointers - 1), 1 + self.bits - (self.least.bit_length() - 1)
         direct_rows = 2 * (self.pointers.bit_length() - 1)
         start = _HEAD + self.inside * self.size
-        raw = self.image.summed(self.index, start + 8 * (direct + rows - direct_rows) + 4, b"EAIB")
+        raw = self.image.summed(self.index_block, start + 8 * (direct + rows - direct_rows) + 4, b"EAIB")
         yield from _elements(raw[_HEAD:start], self.size, 0)
         addresses = [address for (address,) in Struct("<Q").iter_unpack(raw[start:])]
         first, used = self.inside, 0

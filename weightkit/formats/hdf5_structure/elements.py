@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class Element(NamedTuple):
     weight: bool = True  # False: text and references, which no one takes for weights
 
 
+@lru_cache(maxsize=128)
 def element(body: bytes) -> Element:
     """The element type that a datatype message describes.
 

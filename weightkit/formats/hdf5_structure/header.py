@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -131,21 +132,25 @@ def _shared(image: Image, kind: int, body: bytes, named: bool) -> Message:
     return header.one[TYPE]
 
 
-def shape_of(image: Image, body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Shape and greatest shape of a dataspace (section IV.A.2.b); None for one that holds nothing."""
+@lru_cache(maxsize=128)
+def shape_of(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Shape and greatest shape of a dataspace (section IV.A.2.b); None for one that holds nothing.
+
+    Raises ValueError, IndexError or struct.error where the message is damaged.
+    """
     version, rank, flags = body[0], body[1], body[2]
     if version not in (1, 2) or rank > 32:
-        raise image.fail(f"a damaged HDF5 file: a shape of version {version} with {rank} dimensions")
+        raise ValueError(f"a shape of version {version} with {rank} dimensions")
     start = 8 if version == 1 else 4
     kind = body[3] if version == 2 else min(rank, 1)
     if kind == 2:
         return None
     if kind > 2 or (kind == 0) != (rank == 0):
-        raise image.fail(f"a damaged HDF5 file: a shape of kind {kind} with {rank} dimensions")
+        raise ValueError(f"a shape of kind {kind} with {rank} dimensions")
     sizes = Struct(f"<{rank}Q").unpack_from(body, start)
     most = Struct(f"<{rank}Q").unpack_from(body, start + 8 * rank) if flags & 1 else sizes
     if math.prod(sizes) > MOST_ELEMENTS or any(n > m for n, m in zip(sizes, most, strict=True)):
-        raise image.fail(f"a shape of {' x '.join(map(str, sizes))} cannot be real")
+        raise ValueError(f"a shape of {' x '.join(map(str, sizes))} cannot be real")
     return sizes, most
 
 

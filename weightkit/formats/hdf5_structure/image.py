@@ -28,13 +28,13 @@ _SUPER2 = Struct("<8x4B4QL")  # version, address bytes, length bytes, flags, bas
 class Image:
     """The bytes of one HDF5 file. Addresses count from `base`, as they do in the file."""
 
-    def __init__(self, file: BinaryIO, path: Path, size: int, where: str = "", *, checked: bool = False) -> None:
-        """Read the superblock of the `size` bytes of `file`; `where` names a file inside another.
+    def __init__(self, file: BinaryIO, path: Path, size: int, start: int = 0, *, checked: bool = False) -> None:
+        """Read the superblock of the `size` bytes of `file` from `start`: all of it, or a file inside another.
 
         With `checked`, the checksums of all that is read are compared by `settle`.
         Raises FormatError where there is no superblock, or where the file is cut short.
         """
-        self.file, self.path, self.size, self.where, self.checked = file, path, size, where, checked
+        self.file, self.path, self.size, self.start, self.checked = file, path, size, start, checked
         self.base, self.end = 0, size
         self.leaf_entries, self.group_entries, self.chunk_entries = 8, 32, 64  # most in a node: twice the format's K
         self._left = _MOST_READ * size + (1 << 20)
@@ -44,12 +44,16 @@ class Image:
 
     def fail(self, message: str) -> FormatError:
         """An error that names the file."""
-        return FormatError(f"{self.path}: {self.where}{message}")
+        return FormatError(f"{self.path}: {message}")
+
+    def offset(self, address: int) -> int:
+        """Where in `file` the byte at `address` is."""
+        return self.start + self.base + address
 
     def at(self, address: int, count: int) -> bytes:
         """`count` bytes at `address`; raises FormatError where the file has not as many."""
-        self.charge(count)
-        raw = self.peek(address, count)
+        raw = self.peek(address, count) if count <= self.end else b""
+        self.charge(len(raw))
         if len(raw) != count:
             raise self.fail(f"a damaged HDF5 file: {count:,} bytes are expected at {address:,} of {self.end:,}")
         return raw
@@ -58,7 +62,7 @@ class Image:
         """Up to `count` bytes at `address`: fewer at the end of the file."""
         if not 0 <= address < self.end or count < 0:
             raise self.fail(f"a damaged HDF5 file: something should lie at {address:,} of its {self.end:,} bytes")
-        self.file.seek(self.base + address)
+        self.file.seek(self.offset(address))
         return self.file.read(min(count, self.end - address))
 
     def charge(self, count: int) -> None:
@@ -112,7 +116,7 @@ class Image:
                 break
             self.base, self.end = self.base * 2 or 512, self.size - (self.base * 2 or 512)
         else:
-            raise FormatError(f"{self.path}: {self.where}not an HDF5 file, or cut short: no signature")
+            raise FormatError(f"{self.path}: not an HDF5 file, or cut short: no signature")
         version = raw[8] if len(raw) > 8 else 255
         if version > 3 or len(raw) < 48:
             raise self.fail(f"HDF5 superblock version {version} is not one that is known, or the file is cut short")

@@ -27,7 +27,7 @@ class Layout(NamedTuple):
     nbytes: int = 0
     chunk: tuple[int, ...] = ()
     width: int = 0  # bytes of an element, as the layout says
-    index: int = 0
+    index_kind: int = 0
     parameters: bytes = b""
     edges_unfiltered: bool = False
     mask: int = 0  # of the single chunk
@@ -92,11 +92,11 @@ def stored_chunks(
     if layout.address == UNDEFINED:
         return iter(())
     size = math.prod(layout.chunk) * layout.width
-    if layout.index == _TREE1:
+    if layout.index_kind == _TREE1:
         return _by_tree1(image, layout, filtered, size)
-    if layout.index == _TREE2:
+    if layout.index_kind == _TREE2:
         return _by_tree2(image, layout, filtered, size)
-    if layout.index == _SINGLE:
+    if layout.index_kind == _SINGLE:
         return iter([Stored((0,) * len(shape), layout.address, layout.nbytes or size, layout.mask)])
     return _by_number(image, layout, shape, most, filtered, size)
 
@@ -125,18 +125,18 @@ def _by_number(
 ) -> Iterator[Stored]:
     """Chunks by their number in the greatest shape, the axis without an end counted first."""
     axes = sorted(range(len(shape)), key=lambda axis: most[axis] != UNDEFINED)
-    if sum(n == UNDEFINED for n in most) != (layout.index == _EXTENSIBLE):
+    if sum(n == UNDEFINED for n in most) != (layout.index_kind == _EXTENSIBLE):
         raise image.fail("a damaged HDF5 file: an index of chunks that does not fit the array's greatest shape")
     grid = [-(-n // step) for n, step in zip(shape, layout.chunk, strict=True)]
     counts = [-(-n // step) for n, step in zip(most, layout.chunk, strict=True)]
     steps = {axis: math.prod(counts[other] for other in axes[i + 1 :]) for i, axis in enumerate(axes)}
-    if layout.index == _IMPLICIT:
+    if layout.index_kind == _IMPLICIT:
         image.charge(8 * math.prod(grid))
         for place in itertools.product(*map(range, grid)):
             yield Stored(place, layout.address + size * sum(place[a] * steps[a] for a in axes), size, 0)
         return
     wanted = sum((grid[axis] - 1) * steps[axis] for axis in axes) + 1 if all(grid) else 0
-    array = fixed_array if layout.index == _FIXED else extensible_array
+    array = fixed_array if layout.index_kind == _FIXED else extensible_array
     for number, element in array(image, layout.address, filtered, wanted):
         address, nbytes, mask = _element(element, filtered, size)
         if address != UNDEFINED and number < wanted:

@@ -50,7 +50,7 @@ def _table(image: Image, body: bytes) -> Iterator[tuple[bytes, int]]:
             if not 0 <= name < end:
                 raise image.fail("a damaged HDF5 file: a name in a group is empty or does not end")
             if cache == 2:
-                raise _leads_away(image, names[name:end], "soft")
+                raise _leads_away(image, names[name:end], "a soft")
             yield names[name:end], address
 
 
@@ -69,13 +69,13 @@ def _link(image: Image, body: bytes) -> tuple[bytes, int]:
     if len(name) != length or not length:
         raise image.fail("a damaged HDF5 file: a name in a group is empty or does not end")
     if kind != _HARD:
-        raise _leads_away(image, name, "soft" if kind == _SOFT else "external" if kind == 64 else "foreign")
+        raise _leads_away(image, name, "a soft" if kind == _SOFT else "an external" if kind == 64 else "a foreign")
     return name, *Struct("<Q").unpack_from(body, at + length)
 
 
 def _leads_away(image: Image, name: bytes, kind: str) -> Exception:
     return image.fail(
-        f"{name.decode('utf-8', 'replace')!r} is a {kind} link, which is not followed; "
+        f"{name.decode('utf-8', 'replace')!r} is {kind} link, which is not followed; "
         "rewrite the file with the data in its place"
     )
 
@@ -89,15 +89,14 @@ def _dense(image: Image, body: bytes) -> Iterator[tuple[bytes, int]]:
     if heap == UNDEFINED:
         return
     objects = _heap(image, heap)
-    for record in records(image, tree, _NAMES_RECORD):
-        yield _link(image, objects.object(record[4:]))
+    yield from sorted(_link(image, objects.object(record[4:])) for record in records(image, tree, _NAMES_RECORD))
 
 
 class _Heap(NamedTuple):
     """A fractal heap (section III.G) of objects of which each lies whole in one block."""
 
     image: Image
-    blocks: dict[int, tuple[int, int]]  # offset in the heap → (address, size)
+    blocks: dict[int, bytes]  # by offset in the heap
     starts: list[int]  # the offsets, in order
     offset_bytes: int
     length_bytes: int
@@ -109,11 +108,11 @@ class _Heap(NamedTuple):
         offset = int.from_bytes(id[1 : 1 + self.offset_bytes], "little")
         length = int.from_bytes(id[1 + self.offset_bytes :][: self.length_bytes], "little")
         place = bisect_right(self.starts, offset) - 1
-        address, size = self.blocks[self.starts[place]] if place >= 0 else (0, 0)
-        within = offset - self.starts[place] if place >= 0 else 0
-        if within + length > size:
+        first = self.starts[place] if place >= 0 else 0
+        found = self.blocks.get(first, b"")[offset - first : offset - first + length]
+        if len(found) != length:
             raise self.image.fail("a damaged HDF5 file: a link lies outside of the blocks of its heap")
-        return self.image.at(address + within, length)
+        return found
 
 
 class _Table(NamedTuple):
@@ -149,16 +148,15 @@ def _heap(image: Image, address: int) -> _Heap:
     return _Heap(image, blocks, sorted(blocks), -(-bits // 8), length_bytes)
 
 
-def _blocks(image: Image, table: _Table, heap: int, root: int, rows: int) -> Iterator[tuple[int, tuple[int, int]]]:
-    """(offset in the heap, (address, size)) of all blocks that hold objects."""
+def _blocks(image: Image, table: _Table, heap: int, root: int, rows: int) -> Iterator[tuple[int, bytes]]:
+    """(offset in the heap, bytes) of all blocks that hold objects."""
     waiting = [(root, rows, table.start, 0)]  # address, rows or 0 for a direct block, size, offset
     offset_bytes = -(-table.bits // 8)
     while waiting:
         address, rows, size, offset = waiting.pop()
         start = 13 + offset_bytes
         if not rows:
-            _require_block(image, table, heap, address, size, offset)
-            yield offset, (address, size)
+            yield offset, _block(image, table, heap, address, size, offset)
             continue
         if rows > table.bits:
             raise image.fail("a damaged HDF5 file: a heap of links whose blocks have no sensible sizes")
@@ -172,12 +170,13 @@ def _blocks(image: Image, table: _Table, heap: int, root: int, rows: int) -> Ite
             offset += size
 
 
-def _require_block(image: Image, table: _Table, heap: int, address: int, size: int, offset: int) -> None:
-    """Refuse a block of another heap or place, or one whose checksum is wrong."""
+def _block(image: Image, table: _Table, heap: int, address: int, size: int, offset: int) -> bytes:
+    """A block that holds objects. Refuses one of another heap or place, and one whose checksum is wrong."""
     offset_bytes = -(-table.bits // 8)
     start = 13 + offset_bytes
-    raw = image.block(address, size if table.summed and image.checked else start, b"FHDB")
+    raw = image.block(address, size, b"FHDB")
     if raw[5:start] != heap.to_bytes(8, "little") + offset.to_bytes(offset_bytes, "little"):
         raise image.fail(f"a damaged HDF5 file: a block of another heap at {address:,}")
-    if table.summed and image.checked:  # the checksum of the block with its own field zeroed
+    if table.summed:  # the checksum is that of the block with its own field zeroed
         image.check(raw[:start] + bytes(4) + raw[start + 4 :] + raw[start : start + 4])
+    return raw
