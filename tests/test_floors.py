@@ -24,6 +24,7 @@ FLOORS = {
     "tensor": 1,
     "formats": 1,
     "packing": 2,
+    "remote": 2,
     "checkpoint": 2,
     "config": 2,
     "address": 2,

@@ -49,7 +49,9 @@ def by_names(checkpoint: Checkpoint, why: str) -> Registry:
     )
 
 
-_MASK = re.compile(r"(^|[./])((attn|attention|self_attn)[./](masked_)?(bias|mask|tril)|rotary_emb[./]inv_freq|position_ids)$")
+_MASK = re.compile(
+    r"(^|[./])((attn|attention|self_attn)[./](masked_)?(bias|mask|tril)|rotary_emb[./]inv_freq|position_ids)$"
+)
 
 
 def _is_mask(name: str, tensor: Source) -> bool:

@@ -18,6 +18,7 @@ from weightkit import strictjson
 from weightkit.errors import FormatError, one_line
 from weightkit.formats import FORMATS, WEIGHTS, format_of, open_file
 from weightkit.formats.shard import ShardFile
+from weightkit.remote import is_url, mirror
 from weightkit.tensor import Source
 
 CONFIG = "config.json"
@@ -105,6 +106,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises FormatError where there is nothing to open, or where what is there is broken.
     """
+    if is_url(str(path)):
+        return _open_remote(str(path))
     path = Path(path)
     try:
         is_folder, exists = path.is_dir(), path.exists()
@@ -120,6 +123,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             return _open_index(path, path.parent, whole=False)
         return Checkpoint(path, path.parent, config=values)
     return _collect(path, path.parent, _with_siblings(open_file(path), path), whole=False)
+
+
+def _open_remote(url: str) -> Checkpoint:
+    """Open what is at a URL through the folder that stands in for it."""
+    found = mirror(url)
+    try:
+        checkpoint = open_checkpoint(found.opened)
+    except FormatError as error:
+        raise FormatError(found.said(str(error))) from None
+    return replace(checkpoint, notes=tuple(found.said(note) for note in checkpoint.notes))
 
 
 def _with_siblings(shard: ShardFile, path: Path) -> list[ShardFile]:

@@ -1,13 +1,40 @@
-"""Files that strangers wrote, opened with care: only regular ones, and errors in one line."""
+"""Files that strangers wrote, opened with care: only regular ones, and errors in one line.
+
+A file may also lie elsewhere: `elsewhere` maps the path of a stand-in to how it is read there.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from weightkit.errors import FormatError
+
+BUFFER = 256 << 10  # bytes of one request for a header
+
+Fetch = Callable[[int, int], bytes]  # (first byte, byte after the last) → the bytes between
+
+_ELSEWHERE: dict[Path, tuple[int, Fetch]] = {}
+
+
+def put_elsewhere(path: Path, size: int, fetch: Fetch) -> None:
+    """From now on, read `path` by fetching ranges of a file of `size` bytes."""
+    _ELSEWHERE[path.resolve()] = (size, fetch)
+
+
+def forget(folder: Path) -> None:
+    """Files below a folder are read from where they are again."""
+    for path in [path for path in _ELSEWHERE if path.is_relative_to(folder.resolve())]:
+        del _ELSEWHERE[path]
+
+
+def is_elsewhere(path: Path) -> bool:
+    """Whether a file is read from elsewhere, so that it cannot be mapped into memory."""
+    return bool(_ELSEWHERE) and path.resolve() in _ELSEWHERE
 
 
 def size(path: Path) -> int:
@@ -15,6 +42,8 @@ def size(path: Path) -> int:
 
     Raises FormatError for anything else: a FIFO or a device is refused, never waited on.
     """
+    if is_elsewhere(path):
+        return _ELSEWHERE[path.resolve()][0]
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -25,10 +54,46 @@ def size(path: Path) -> int:
     return status.st_size
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path, *, buffered: bool = True) -> BinaryIO:
     """The regular file at `path`, open for reading. Raises FormatError as `size` does."""
+    if is_elsewhere(path):
+        ranges = _Ranges(path, *_ELSEWHERE[path.resolve()])
+        return cast(BinaryIO, io.BufferedReader(ranges, BUFFER) if buffered else ranges)
     size(path)
     try:
-        return open(path, "rb")
+        return open(path, "rb", buffering=-1 if buffered else 0)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+class _Ranges(io.RawIOBase):
+    """A file that is read by fetching ranges of it."""
+
+    def __init__(self, path: Path, size: int, fetch: Fetch) -> None:
+        self._path, self._size, self._fetch, self._position = path, size, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        end = min(self._position + len(view), self._size)
+        if end <= self._position:
+            return 0
+        data = self._fetch(self._position, end)
+        if len(data) != end - self._position:
+            raise FormatError(f"{self._path}: {len(data):,} bytes came where {end - self._position:,} were asked for")
+        view[: len(data)] = data
+        self._position = end
+        return len(data)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from weightkit import files
 from weightkit.dtypes import Array, DType
 from weightkit.errors import FormatError
 
@@ -88,11 +89,11 @@ class Tensor:
         first, last = start // group * group, -(-stop // group) * group
         wanted = self.dtype.nbytes(last - first)
         raw = np.empty(wanted, np.uint8)
-        with open(self.path, "rb", buffering=0) as file:
+        with files.open_bytes(self.path, buffered=False) as file:
             file.seek(self.offset + self.dtype.nbytes(first))
             view, done = raw.data, 0
             while done < wanted:  # one read returns at most 2 GiB
-                got = file.readinto(view[done:])
+                got = file.readinto(view[done:])  # type: ignore[attr-defined]
                 if not got:
                     raise FormatError(f"{self.path}: the file became shorter while {self.name!r} was read")
                 done += got
@@ -102,6 +103,8 @@ class Tensor:
         """All stored elements on the memory map, read-only; unpacked if smaller than a byte."""
         if not self.size:
             return np.empty(self.shape, self.dtype.stored)
+        if files.is_elsewhere(self.path):
+            return self.read(0, self.size).reshape(self.shape)
         status = os.stat(self.path)
         if status.st_size < self.offset + self.nbytes:
             raise FormatError(f"{self.path}: the file became shorter after it was opened")

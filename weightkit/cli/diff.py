@@ -78,4 +78,6 @@ def _print(found: Diff) -> None:
     if found.changed:
         rows(COLUMNS, map(_cells, found.changed))
     total = units.plural(len(found.changed) + found.unchanged, "weight")
-    say("", f"{len(found.changed):,} of {total} differ, {found.unchanged:,} are the same to the bit")
+    in_type = sum(row.changed_fraction == 0 for row in found.changed)
+    only = f" ({in_type:,} in type only, with the same numbers)" if in_type else ""
+    say("", f"{len(found.changed):,} of {total} differ{only}, {found.unchanged:,} are the same to the bit")

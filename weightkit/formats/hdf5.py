@@ -8,6 +8,7 @@ looked at. Files are written through h5py, and read by `hdf5_structure`, which s
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -23,11 +24,12 @@ from weightkit.formats.hdf5_structure.dataset import Described, chunk_table, des
 from weightkit.formats.hdf5_structure.header import LAYOUT, LINKS, NODE_SIZES, TABLE, TYPE, Header, read_header
 from weightkit.formats.hdf5_structure.image import UNDEFINED, Image
 from weightkit.formats.hdf5_structure.links import links
-from weightkit.formats.shard import VERIFIED_BYTES, ShardFile
+from weightkit.formats.shard import VERIFIED_BYTES, ShardFile, is_verified
 from weightkit.tensor import BLOCK, Source, Tensor
 
 SUFFIXES: tuple[str, ...] = (".h5", ".hdf5", ".keras")
 
+_MOST_NAME = 1024  # characters that are written; HDF5 stores more than 4 kB in a way of its own
 _MEMBER = "model.weights.h5"  # of a .keras archive
 _OPTIMIZER = ("optimizer_weights", "optimizer")  # top groups of Keras 2 and 3
 _BOOKKEEPING = {"seed_generator", "iteration", "iterations", "iterations:0"}
@@ -39,7 +41,7 @@ def open_file(path: Path) -> ShardFile:
     Raises FormatError for whatever is damaged, leads out of the file, or says more than the file can hold;
     of a file of up to VERIFIED_BYTES, also where a checksum is wrong or a chunk does not unpack.
     """
-    small = files.size(path) <= VERIFIED_BYTES
+    small = is_verified(path)
     shard = _read(path, checked=small)
     if small and sum(t.nbytes for t in shard.tensors.values()) <= 4 * VERIFIED_BYTES:
         for fault in _faults(shard):
@@ -181,16 +183,18 @@ def write(path: Path, tensors: Iterable[tuple[str, Source]]) -> None:
         with h5py.File(path, "w") as file:
             for name, source in tensors:
                 place = name.replace(".", "/")
-                if not all(place.split("/")) or "\0" in place:
-                    raise SaveError(f"{path}: {name!r} cannot be a name in an HDF5 file: a part of it is empty")
+                if "\0" in place or not all(0 < len(part) <= _MOST_NAME for part in place.split("/")):
+                    raise SaveError(f"{path}: {name[:99]!r} cannot be a name in HDF5: a part is empty or very long")
                 if place in places:
                     raise SaveError(f"{path}: {name!r} and {places[place]!r} would have the same name in an HDF5 file")
                 places[place] = name
                 _write_one(path, file, place, source)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # all that h5py raises
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else printable(str(error))
         taken = [name for place, name in places.items() if any(other.startswith(f"{place}/") for other in places)]
         clash = f"{one_line(map(repr, taken))} cannot be an array and a group; " if taken else ""
-        raise SaveError(f"{path}: cannot be written: {clash}{printable(str(error))}") from None
+        raise SaveError(f"{path}: cannot be written: {clash}{reason}") from None
 
 
 def _write_one(path: Path, file: Any, place: str, source: Source) -> None:

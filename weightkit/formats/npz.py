@@ -26,7 +26,7 @@ from weightkit import files
 from weightkit.dtypes import DTYPES, Array, DType
 from weightkit.errors import FormatError, SaveError, printable
 from weightkit.formats import zipped
-from weightkit.formats.shard import MOST_DIMENSIONS, MOST_ELEMENTS, VERIFIED_BYTES, ShardFile
+from weightkit.formats.shard import MOST_DIMENSIONS, MOST_ELEMENTS, ShardFile, is_verified
 from weightkit.tensor import BLOCK, Source, Strided, Tensor
 
 SUFFIXES: tuple[str, ...] = (".npz", ".npy")
@@ -35,6 +35,7 @@ _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # by version of the format
 _MOST_HEADER = 1 << 16  # bytes; it describes one shape and one type of numbers
 _USUAL_HEADER = 128
+_MOST_NAME = 60_000  # bytes that are written; ZIP has room for 65,535 with the suffix
 _MOST_DENSE = 1032  # deflate packs no tighter
 
 _CODES = {
@@ -86,7 +87,7 @@ def open_file(path: Path) -> ShardFile:
                 tensors = _members(file, path, found)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
-    if not bare and size <= VERIFIED_BYTES:
+    if not bare and is_verified(path):
         for fault in zipped.crc_faults(path, found):
             raise FormatError(f"{path}: {fault}")
     return ShardFile(path, path.name, tensors)
@@ -343,9 +344,9 @@ def write(path: Path, tensors: Iterable[tuple[str, Source]]) -> None:
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for name, source in tensors:
-                if name in names or not name or "\0" in name:
+                if name in names or not 0 < len(name.encode()) <= _MOST_NAME or "\0" in name:
                     problem = "given twice" if name in names else "not a name that a ZIP archive can have"
-                    raise SaveError(f"{path}: {name!r} is {problem}")
+                    raise SaveError(f"{path}: {name[:99]!r} is {problem}")
                 names.add(name)
                 info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, so that equal arrays make equal files
                 header = _npy_header(path, source)

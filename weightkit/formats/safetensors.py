@@ -33,7 +33,7 @@ def open_file(path: Path) -> ShardFile:
     """
     size = files.size(path)
     try:
-        with open(path, "rb") as file:
+        with files.open_bytes(path) as file:
             head = file.read(8)
             length = int.from_bytes(head, "little")
             if len(head) < 8 or length > size - 8:

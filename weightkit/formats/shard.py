@@ -7,11 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightkit import files
 from weightkit.tensor import Source
 
 MOST_DIMENSIONS = 64  # numpy's limit
 MOST_ELEMENTS = 1 << 60
 VERIFIED_BYTES = 32 << 20  # a file of up to this size is checked against its own checksums when it is opened
+
+
+def is_verified(path: Path) -> bool:
+    """Whether a file is checked against its own checksums when it is opened: small ones, here."""
+    return files.size(path) <= VERIFIED_BYTES and not files.is_elsewhere(path)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from weightkit import files
 from weightkit.errors import FormatError
 from weightkit.formats import zipped
-from weightkit.formats.shard import MOST_DIMENSIONS, MOST_ELEMENTS, VERIFIED_BYTES, ShardFile
+from weightkit.formats.shard import MOST_DIMENSIONS, MOST_ELEMENTS, ShardFile, is_verified
 from weightkit.formats.state_dict import flatten
 from weightkit.formats.torch_names import NAMES, Storage, StorageType, View, named
 from weightkit.formats.unpickle import load
@@ -84,7 +84,7 @@ def _head(path: Path) -> bytes:
 def _open_zip(path: Path) -> ShardFile:
     members = zipped.members(path)
     root = _root(path, members)
-    if files.size(path) <= VERIFIED_BYTES:
+    if is_verified(path):
         for fault in zipped.crc_faults(path, members):
             raise FormatError(f"{path}: {fault}")
     raw = zipped.read(path, _stored(path, members[f"{root}/data.pkl"]), _MOST_PICKLE)

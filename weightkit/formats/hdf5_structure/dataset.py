@@ -67,7 +67,7 @@ def describe(image: Image, header: Header) -> Described | None:
     if sizes is None or not kind.weight:
         return None
     if not kind.number:
-        raise image.fail(f"holds {kind.name}, not numbers of a known type")
+        raise image.fail(f"holds {kind.name}; only integers, floats, booleans and complex64 can be read")
     filters = tuple(filters_of(image, header.one[FILTERS].body)) if FILTERS in header.one else ()
     nbytes = DTYPES[kind.name].nbytes(math.prod(sizes[0]))
     result = Described(kind, *sizes, layout, filters, fill_of(image, header), nbytes)
@@ -111,14 +111,12 @@ def chunk_table(image: Image, array: Described) -> dict[Place, Stored]:
     Raises FormatError where they lie outside of the array or the file, or cannot hold what the array
     says it holds: an array of terabytes made of fill values.
     """
-    chunk = array.chunk_bytes
+    chunk, grid = array.chunk_bytes, array.grid
     most = chunk + chunk // 64 + 1024 if array.filters else chunk  # what does not shrink hardly grows
     result: dict[Place, Stored] = {}
     total = 0
     for stored in _chunks(image, array):
-        inside = len(stored.place) == len(array.grid) and all(
-            i < n for i, n in zip(stored.place, array.grid, strict=True)
-        )
+        inside = all(i < n for i, n in zip(stored.place, grid, strict=True))
         if not inside or stored.place in result:
             raise image.fail("a damaged HDF5 file: a chunk is outside of its array, or there twice")
         if not 0 < stored.nbytes <= most or stored.address + stored.nbytes > image.end:
@@ -126,7 +124,7 @@ def chunk_table(image: Image, array: Described) -> dict[Place, Stored]:
         image.claim(stored.nbytes)
         total += stored.nbytes
         result[stored.place] = stored
-    if array.nbytes > SMALL and (len(result) < math.prod(array.grid) or array.nbytes > total * MOST_DENSE):
+    if array.nbytes > SMALL and (len(result) < math.prod(grid) or array.nbytes > total * MOST_DENSE):
         raise image.fail(f"says that it holds {array.nbytes:,} bytes, but {total:,} stored ones cannot be that")
     return result
 
