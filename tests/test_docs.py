@@ -58,6 +58,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(("name", "text"), make_docs.pages())
+@pytest.mark.parametrize(("name", "text"), list(make_docs.pages()))
 def test_pages_that_are_made_from_tables_are_up_to_date(name: str, text: str) -> None:
     assert TEXT[ROOT / "docs" / name] == text, "run python -m tests.make_docs"

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from weightkit.errors import EditError
+from weightkit.errors import EditError, FormatError
 
 Kind = Literal["float", "int", "bool", "complex"]
 Array = NDArray[Any]
@@ -133,8 +133,13 @@ def _widened(name: str, raw: Array) -> Array:
     """Blocks of a type of GGUF, uint8 [n], to float32, flat."""
     import gguf
 
-    blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][1])
-    return np.asarray(gguf.dequantize(blocks, gguf.GGMLQuantizationType[name]), np.float32).reshape(-1)
+    kind = gguf.GGMLQuantizationType[name]
+    blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
+    with np.errstate(all="ignore"):  # scales of strangers can be NaN
+        try:
+            return np.asarray(gguf.dequantize(blocks, kind), np.float32).reshape(-1)
+        except NotImplementedError:
+            raise FormatError(f"{name} blocks cannot be read: how they are unpacked is not known") from None
 
 
 def _ml_type(name: str) -> Any:

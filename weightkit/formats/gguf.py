@@ -114,14 +114,12 @@ def open_file(path: Path) -> ShardFile:
     data = -(-header.position // alignment) * alignment
     tensors = _tensors(header, infos, data, alignment)
     metadata = {key: str(value) for key, value in values.items() if not isinstance(value, List)}
-    if not metadata.get("general.architecture"):
-        return ShardFile(path, path.name, tensors, metadata)
     lists = functools.partial(read_list, path, header.order)
     config = gguf_config.config(values, lists, {name: tensor.shape for name, tensor in tensors.items()})
     return ShardFile(
         path,
         path.name,
-        _in_order_of_heads(tensors, metadata["general.architecture"], config),
+        _in_order_of_heads(tensors, metadata.get("general.architecture", ""), config),
         metadata,
         config=config,
         tokenizer=gguf_tokenizer.maker(path, values, lists),
@@ -255,7 +253,7 @@ def _infos(header: _Header, count: int) -> list[Info]:
         if math.prod(sizes) > MOST_ELEMENTS:
             raise header.fail(f"tensor {name!r}: its shape {list(sizes)} is too large to be real")
         if (sizes[0] if sizes else 1) % dtype.block:
-            raise header.fail(f"tensor {name!r}: rows of {sizes[0]} are not whole blocks of {dtype.name}")
+            raise header.fail(f"tensor {name!r}: its rows {list(sizes[:1])} are not whole blocks of {dtype.name}")
         found[name] = (name, sizes[::-1], dtype, offset)
     return list(found.values())
 

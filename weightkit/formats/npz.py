@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, NamedTuple
@@ -185,6 +186,7 @@ def _head(file: BinaryIO, member: zipped.Member, count: int) -> bytes:
         raise ValueError("not valid deflate data") from None
 
 
+@lru_cache(maxsize=128)  # a model has many arrays of few shapes
 def _parsed(text: str) -> tuple[DType, bool, bool, tuple[int, ...]]:
     """(type, whether big-endian, whether in Fortran's order, shape) of a header: a Python dict of three keys."""
     text = text.strip()

@@ -21,6 +21,7 @@ from weightkit.formats import safetensors
 from weightkit.registry import Registry
 from weightkit.surgery.place import beside, companions, put, require_free, sync
 from weightkit.tensor import Source, Tensor
+from weightkit.weight import Weight
 
 SHARD_BYTES = 5_000_000_000
 FILES = (".safetensors", ".npz", ".h5", ".hdf5", ".gguf")  # what a destination may end in; else it is a folder
@@ -112,7 +113,8 @@ def convert(
 def logical(registry: Registry) -> Iterator[Named]:
     """The tensors that a model is made of, by Hugging Face names: no scales, no optimizer state, no repeats."""
     packed = {w.name: w for w in registry.values() if w.source is not None and w.source is not _raw(registry, w.name)}
-    repeats = {w.name for w in registry.values() if w.tied_to and not w.alias and _shares_bytes(registry, w.address)}
+    tied = registry.config is not None and registry.config.tied  # else nothing would tell that they are one
+    repeats = {w.name for w in registry.values() if tied and w.tied_to and _shares_bytes(registry, w)}
     left_out = {*registry.bookkeeping, *registry.ignored, *repeats}
     for name, weight in registry.by_name.items():
         if name in left_out:
@@ -128,10 +130,10 @@ def _raw(registry: Registry, name: str) -> Source | None:
     return registry.by_name[name].source if name in registry.by_name else None
 
 
-def _shares_bytes(registry: Registry, address: str) -> bool:
-    mine = registry[address].source
-    theirs = registry[registry[address].tied_to or address].source
-    if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):
+def _shares_bytes(registry: Registry, weight: Weight) -> bool:
+    """Whether a tied weight has a name of its own for the very bytes of the other."""
+    mine, theirs = weight.source, registry[weight.tied_to or weight.address].source
+    if weight.alias or not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):
         return False
     return (mine.path, mine.offset) == (theirs.path, theirs.offset)
 

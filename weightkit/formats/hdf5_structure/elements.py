@@ -37,7 +37,9 @@ def element(body: bytes) -> Element:
     kind = body[0] & 15
     reader = {FIXED: _fixed, FLOAT: _float, ENUM: _bool, COMPOUND: _pair, COMPLEX: _complex}.get(kind)
     found = reader(body) if reader and 1 <= body[0] >> 4 <= 5 else None
-    return found or Element(_NAMES.get(kind, "numbers of an unusual layout"), number=False, weight=kind not in (TEXT, REFERENCE, VARIABLE))
+    return found or Element(
+        _NAMES.get(kind, "numbers of an unusual layout"), number=False, weight=kind not in (TEXT, REFERENCE, VARIABLE)
+    )
 
 
 def _size(body: bytes) -> int:

@@ -1,0 +1,240 @@
+"""Convert: the same model in every format, type and number of files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import weightkit as wk
+from tests.conftest import Cli
+from tests.test_families import random as family_tensors
+from tests.test_families import write as write_family
+from tests.tiny import CONFIGS, weights, write
+from weightkit.errors import EditError, SaveError
+from weightkit.tensor import Tensor
+
+A = NDArray[Any]
+OUTS = ["out", "m.safetensors", "m.npz", "m.h5", "m.hdf5", "m.gguf"]
+
+
+def tensors_of(path: Path) -> dict[str, A]:
+    found: dict[str, A] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "numpy") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+@pytest.mark.parametrize("out", OUTS)
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_every_format_and_back(tmp_path: Path, out: str, dtype: str) -> None:
+    model = wk.open(write(tmp_path / "a", dtype=dtype))
+    there = wk.open(model.convert(tmp_path / "there" / out))
+    if out != "m.gguf":  # whose vectors are F32
+        assert wk.diff(model, there).identical
+    assert list(there) == list(model)
+    back = wk.open(there.convert(tmp_path / "back"))
+    found = wk.diff(model, back)
+    assert found.identical or (out == "m.gguf" and not any(row.changed_fraction for row in found.changed))
+    assert set(tensors_of(tmp_path / "back")) == set(weights(CONFIGS["llama"]))
+
+
+@pytest.mark.parametrize(("a", "b"), list(itertools.permutations(OUTS[1:], 2)))
+def test_from_any_format_to_any(tmp_path: Path, a: str, b: str) -> None:
+    folder = tmp_path / "a"
+    model = wk.open(write(folder))
+    first = model.convert(tmp_path / "first" / a)
+    (first.parent / "config.json").write_text((folder / "config.json").read_text())
+    second = wk.open(first).convert(tmp_path / "second" / b)
+    assert wk.diff(model, wk.open(second)).identical
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "gpt_neox", "falcon-40b", "qwen3_moe", "gpt_oss", "t5", "bert", "mamba"])
+@pytest.mark.parametrize("out", ["out", "m.npz", "m.h5"])
+def test_families(tmp_path: Path, variant: str, out: str) -> None:
+    model = wk.open(write_family(tmp_path / "a", variant))
+    path = model.convert(tmp_path / "b" / out)
+    (tmp_path / "b" / "config.json").write_text((tmp_path / "a" / "config.json").read_text())
+    assert wk.diff(model, wk.open(path)).identical
+
+
+CASTS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64, "F8_E4M3": ml_dtypes.float8_e4m3fn,
+         "F8_E5M2": ml_dtypes.float8_e5m2}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", CASTS)
+@pytest.mark.parametrize("spelling", [str, str.lower])
+def test_casts_round_to_nearest_even(tmp_path: Path, dtype: str, spelling: Any) -> None:
+    folder = write(tmp_path / "a")
+    wk.open(folder).convert(tmp_path / "b", dtype=spelling(dtype))
+    saved = wk.open(tmp_path / "b")
+    for name, array in weights(CONFIGS["llama"]).items():
+        expected = array.astype(CASTS[dtype]).astype(np.float32)
+        np.testing.assert_array_equal(saved[f"name:{name}"].array(), expected)
+    assert saved.counts().by_dtype.keys() == {dtype}
+
+
+def test_a_tie_goes_to_the_even_neighbour_and_only_once(tmp_path: Path) -> None:
+    """1 + 2^-8 lies between two bf16 numbers; a double rounding by way of float32 would get the others wrong."""
+    values = np.array(
+        [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-40, -(1 + 2**-8), 1e-40, 0, np.nan, np.inf], np.float64
+    )
+    save_file({"w": values}, tmp_path / "a.safetensors")
+    wk.open(tmp_path / "a.safetensors").convert(tmp_path / "b.safetensors", dtype="bf16")
+    found = wk.open(tmp_path / "b.safetensors")["name:w"].array()
+    assert found[:4].tolist() == [1.0, 1 + 2**-6, 1 + 2**-7, -1.0]
+    assert np.isnan(found[6])
+    assert np.isinf(found[7])
+
+
+def test_whole_numbers_keep_their_type(tmp_path: Path) -> None:
+    save_file({"ids": np.arange(5), "w": np.ones(3, np.float32)}, tmp_path / "a.safetensors")
+    wk.open(tmp_path / "a.safetensors").convert(tmp_path / "b.safetensors", dtype="F16")
+    assert {w.name: w.dtype.name for w in wk.open(tmp_path / "b.safetensors").registry.values()} == {
+        "ids": "I64",
+        "w": "F16",
+    }
+
+
+@pytest.mark.parametrize(("dtype", "words"), [("F16", "70000"), ("F8_E4M3", "cannot be stored"), ("I8", "not a type"),
+                                              ("bf61", "did you mean 'BF16'"), ("", "not a type")])  # fmt: skip
+def test_what_does_not_fit_or_exist(tmp_path: Path, dtype: str, words: str) -> None:
+    save_file({"w": np.array([1.0, 70000.0], np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises((EditError, SaveError), match=words):
+        wk.open(tmp_path / "a.safetensors").convert(tmp_path / "b", dtype=dtype)
+    assert not (tmp_path / "b").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("size", [1, 20_000, 100_000, 10**9])
+def test_shards(tmp_path: Path, size: int) -> None:
+    model = wk.open(write(tmp_path / "a"))
+    model.convert(tmp_path / "b", shard_bytes=size)
+    files = sorted((tmp_path / "b").glob("*.safetensors"))
+    arrays = weights(CONFIGS["llama"])
+    assert wk.diff(model, wk.open(tmp_path / "b")).identical
+    assert wk.open(tmp_path / "b").check().faults == []
+    if size == 10**9:
+        assert [f.name for f in files] == ["model.safetensors"]
+        return
+    index = json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in arrays.values())
+    assert set(index["weight_map"]) == set(arrays)
+    for file in files:
+        with safe_open(file, "numpy") as opened:
+            held = [opened.get_tensor(name).nbytes for name in opened.keys()]  # noqa: SIM118
+        assert sum(held) <= size or len(held) == 1
+
+
+def test_companions_come_along_and_the_config_is_told(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    (folder / "generation_config.json").write_text("{}")
+    (folder / "LICENSE").write_text("free")
+    wk.open(folder).convert(tmp_path / "b", dtype="BF16")
+    names = {path.name for path in (tmp_path / "b").iterdir()}
+    assert names == {"config.json", "generation_config.json", "LICENSE", "model.safetensors"}
+    before, after = (json.loads((tmp_path / f / "config.json").read_text()) for f in "ab")
+    assert after == before | {"torch_dtype": "bfloat16"}
+
+
+def test_an_edited_model_is_converted_as_edited(tmp_path: Path) -> None:
+    edited = wk.open(write(tmp_path / "a")).apply(wk.zero("layers.1.attn.q"), wk.scale("norm", 2.0))
+    for out in OUTS:
+        assert wk.diff(edited, wk.open(edited.convert(tmp_path / "b" / out))).identical
+
+
+def test_an_edit_of_another_format_is_saved_as_safetensors(tmp_path: Path) -> None:
+    model = wk.open(wk.open(write(tmp_path / "a")).convert(tmp_path / "b" / "m.gguf"))
+    edited = model.apply(wk.zero("layers.0.ffn.up[neuron=3]"))
+    edited.save(tmp_path / "c")
+    assert wk.diff(edited, wk.open(tmp_path / "c")).identical
+    assert np.any(model["layers.0.ffn.up[neuron=3]"].array())
+
+
+def test_tied_weights_that_share_their_bytes_are_written_once(tmp_path: Path) -> None:
+    import h5py
+
+    tensors = weights(CONFIGS["llama"] | {"tie_word_embeddings": True})
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        for name, array in tensors.items():
+            file[name.replace(".", "/")] = array
+        file["lm_head/weight"] = file["model/embed_tokens/weight"]  # a hard link
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["llama"] | {"tie_word_embeddings": True}))
+    model = wk.open(tmp_path / "m.h5")
+    assert model.counts().tied == [["embed", "lm_head"]]
+    model.convert(tmp_path / "out")
+    assert "lm_head.weight" not in tensors_of(tmp_path / "out")
+    assert wk.diff(model, wk.open(tmp_path / "out")).identical
+
+
+def test_optimizer_state_is_left_behind(tmp_path: Path, shared: Path) -> None:
+    model = wk.open(shared / "models" / "raw" / "gptbyhand" / "ckpt.pt")
+    model.convert(tmp_path / "b.safetensors")
+    saved = wk.open(tmp_path / "b.safetensors").counts()
+    assert (saved.stored, model.counts().total) == (7376, 7376 - 32 * 16)  # the head was the embedding
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """Blocks are all that is held: reading never asks for more than one."""
+    asked: list[int] = []
+    save_file({"w": np.zeros((3000, 1500), np.float32)}, tmp_path / "a.safetensors")
+    model = wk.open(tmp_path / "a.safetensors")
+    original = Tensor.read
+
+    def read(self: Any, start: int, stop: int) -> Any:
+        asked.append(stop - start)
+        return original(self, start, stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "read", read)
+        for out in ("b.safetensors", "b.npz", "b.h5"):
+            model.convert(tmp_path / out, dtype="BF16")
+    assert max(asked) <= 1 << 20
+
+
+@pytest.mark.parametrize("out", ["exists", "exists.npz", "a"])
+def test_nothing_is_replaced_without_force(tmp_path: Path, out: str) -> None:
+    model = wk.open(write(tmp_path / "a"))
+    model.convert(tmp_path / "exists")
+    model.convert(tmp_path / "exists.npz")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(SaveError, match="exists already"):
+        model.convert(tmp_path / out)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    if out != "a":
+        model.convert(tmp_path / out, dtype="F16", force=True)
+        assert wk.open(tmp_path / out).counts().by_dtype.keys() == {"F16"}
+
+
+def test_a_config_alone_cannot_be_converted(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    with pytest.raises(SaveError, match="no weights to save"):
+        wk.open(folder / "config.json").convert(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [("500kB", 0), ("1GiB", 0), ("2 GB", 0), ("30000", 0), ("0", 2), ("5 cows", 2), ("-1MB", 2)]
+)
+def test_the_command(cli: Cli, tmp_path: Path, size: str, code: int) -> None:
+    done = cli("convert", write(tmp_path / "a"), tmp_path / "b", "--shard-size", size, "--dtype", "float16")
+    assert done.code == code
+    assert (tmp_path / "b").exists() == (code == 0)
+    if code:
+        assert len(done.err.splitlines()) == 1
+
+
+def test_experts_as_they_are(tmp_path: Path) -> None:
+    tensors = family_tensors("qwen3_moe")
+    wk.open(write_family(tmp_path / "a", "qwen3_moe", tensors)).convert(tmp_path / "b")
+    saved = tensors_of(tmp_path / "b")
+    assert saved.keys() == tensors.keys()
+    assert all(np.array_equal(saved[name], array) for name, array in tensors.items())
