@@ -245,7 +245,7 @@ def test_names_of_other_eras_and_wrappers(tmp_path: Path, variant: str, old: str
     assert wk.diff(opened(tmp_path / "old", variant, tensors), model).identical
 
 
-BUFFERS = {
+BUFFERS: dict[str, dict[str, tuple[int, ...]]] = {
     "gpt2": {"transformer.h.0.attn.bias": (1, 1, 64, 64), "transformer.h.0.attn.masked_bias": ()},
     "gpt_neox": {
         "gpt_neox.layers.0.attention.bias": (1, 1, 64, 64),

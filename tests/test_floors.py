@@ -114,7 +114,7 @@ def test_every_floor_has_its_room() -> None:
         ("if TYPE_CHECKING:\n    from weightkit.model import Model", "weightkit.registry"),
         ("from weightkit.engine.forward import Engine", "weightkit.analysis.counts"),
         ("from ..surgery import save", "weightkit.analysis.counts"),
-        ("from .model import Model", "weightkit.config"),
+        ("from .model import Model", "weightkit.layout"),
         ("import weightkit as wk", "weightkit.config"),
         ("from weightkit import diff", "weightkit.engine.forward"),
         ("from weightkit.novelty import x", "weightkit.model"),

@@ -190,6 +190,19 @@ def test_blocks_of_every_type(tmp_path: Path, kind: Any) -> None:
         np.testing.assert_array_equal(tensor.read(start, stop), expected.ravel()[start:stop])
 
 
+def test_blocks_of_a_big_endian_file_are_refused_rather_than_read_wrongly(tmp_path: Path) -> None:
+    raw = build([], [info("w", (32, 1), 8, 0, ">")], bytes(34), order=">")
+    tensor = opened(tmp_path, raw).tensors["w"]
+    assert tensor.nbytes == 34
+    with pytest.raises(FormatError, match="big-endian"):
+        tensor.read(0, 1)
+
+
+def test_blocks_of_nothing(tmp_path: Path) -> None:
+    tensor = opened(tmp_path, build([], [info("w", (0, 4), 40, 0)])).tensors["w"]
+    assert tensor.read(0, 0).tolist() == []
+
+
 def test_plain_types_are_those_of_all_formats(tmp_path: Path) -> None:
     values = np.array([1.5, -2, 0.25, 3], np.float32)
     kinds: dict[int, Any] = {0: np.float32, 1: np.float16, 30: ml_dtypes.bfloat16, 28: np.float64, 24: np.int8,

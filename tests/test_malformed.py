@@ -16,7 +16,8 @@ BY_NAMES = "cf_type_unknown"
 
 
 def _cases() -> list[Any]:
-    manifests = [CORPUS / kind / "manifest.json" for kind in ("safetensors", "dirs")]
+    kinds = ("safetensors", "dirs", "pickles", "gguf", "h5", "npz")
+    manifests = [CORPUS / kind / "manifest.json" for kind in kinds]
     if not all(manifest.is_file() for manifest in manifests):
         return [pytest.param(None, "", marks=pytest.mark.skip("the shared corpus is not here"))]
     cases = [(path.parent / case["file"], case) for path in manifests for case in json.loads(path.read_text())]
@@ -36,8 +37,10 @@ def require_refused(result: Result) -> None:
 
 
 @pytest.mark.parametrize(("path", "expected"), _cases())
-def test_the_corpus(cli: Cli, path: Path, expected: str) -> None:
+def test_the_corpus(cli: Cli, path: Path, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     result = cli("list", path)
+    assert list(tmp_path.iterdir()) == []  # where a payload ran, it would have left its mark here
     assert "\x1b" not in result.out + result.err
     if expected == "reject" or (expected == "either" and result.code != 0):
         require_refused(result)

@@ -134,6 +134,8 @@ def _widened(name: str, raw: Array) -> Array:
     import gguf
 
     kind = gguf.GGMLQuantizationType[name]
+    if not raw.size:
+        return np.empty(0, np.float32)
     blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
     with np.errstate(all="ignore"):  # scales of strangers can be NaN
         try:

@@ -22,19 +22,19 @@ _ELSEWHERE: dict[Path, tuple[int, Fetch]] = {}
 
 
 def put_elsewhere(path: Path, size: int, fetch: Fetch) -> None:
-    """From now on, read `path` by fetching ranges of a file of `size` bytes."""
-    _ELSEWHERE[path.resolve()] = (size, fetch)
+    """From now on, read `path`, which no link leads to, by fetching ranges of a file of `size` bytes."""
+    _ELSEWHERE[path] = (size, fetch)
 
 
 def forget(folder: Path) -> None:
     """Files below a folder are read from where they are again."""
-    for path in [path for path in _ELSEWHERE if path.is_relative_to(folder.resolve())]:
+    for path in [path for path in _ELSEWHERE if path.is_relative_to(folder)]:
         del _ELSEWHERE[path]
 
 
 def is_elsewhere(path: Path) -> bool:
     """Whether a file is read from elsewhere, so that it cannot be mapped into memory."""
-    return bool(_ELSEWHERE) and path.resolve() in _ELSEWHERE
+    return path in _ELSEWHERE
 
 
 def size(path: Path) -> int:
@@ -43,7 +43,7 @@ def size(path: Path) -> int:
     Raises FormatError for anything else: a FIFO or a device is refused, never waited on.
     """
     if is_elsewhere(path):
-        return _ELSEWHERE[path.resolve()][0]
+        return _ELSEWHERE[path][0]
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -57,7 +57,7 @@ def size(path: Path) -> int:
 def open_bytes(path: Path, *, buffered: bool = True) -> BinaryIO:
     """The regular file at `path`, open for reading. Raises FormatError as `size` does."""
     if is_elsewhere(path):
-        ranges = _Ranges(path, *_ELSEWHERE[path.resolve()])
+        ranges = _Ranges(path, *_ELSEWHERE[path])
         return cast(BinaryIO, io.BufferedReader(ranges, BUFFER) if buffered else ranges)
     size(path)
     try:

@@ -61,7 +61,7 @@ def mirror(url: str) -> Mirror:
         raise FormatError(f"{url}: chained URLs are not opened")
     url = url.replace("https://huggingface.co/", "hf://", 1).rstrip("/")
     system, root = _system(url)
-    folder = Path(tempfile.mkdtemp(prefix="weightkit-"))
+    folder = Path(tempfile.mkdtemp(prefix="weightkit-")).resolve()
     atexit.register(_remove, folder)
     above, _, name = root.rpartition("/")
     if name.endswith((*WEIGHTS, ".json")):

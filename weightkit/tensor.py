@@ -115,7 +115,11 @@ class Tensor:
         return np.ndarray(self.shape, self.dtype.stored, buffer=raw)
 
     def _native(self, stored: Array) -> Array:
-        return stored.byteswap() if self.big_endian else stored
+        if not self.big_endian:
+            return stored
+        if self.dtype.block > 1:  # whose scales are swapped, and nothing else
+            raise FormatError(f"{self.path}: {self.name!r}: {self.dtype.name} of a big-endian file cannot be read")
+        return stored.byteswap()
 
 
 @dataclass(frozen=True, slots=True)
