@@ -267,7 +267,7 @@ def _tensors(header: _Header, infos: list[Info], data: int, alignment: int) -> d
         if start < end:
             raise header.fail(f"tensor {name!r} overlaps another")
         end = start + dtype.nbytes(math.prod(shape))
-        if end > header.size:
+        if start < end > header.size:
             raise header.fail(f"tensor {name!r} would end at byte {end:,} of {header.size:,}: the file is cut short")
     big = header.order == ">"
     return {
