@@ -116,9 +116,14 @@ def deflated(tmp_path: Path) -> tuple[Deflated, Array]:
 
 def test_reading_in_order_unpacks_once(deflated: tuple[Deflated, Array], monkeypatch: pytest.MonkeyPatch) -> None:
     source, array = deflated
-    started: list[str] = []
-    unpack = npz.zipped.chunks
-    monkeypatch.setattr(npz.zipped, "chunks", lambda *a: started.append("") or unpack(*a))
+    started: list[npz._Stream] = []
+
+    class Counted(npz._Stream):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            started.append(self)
+
+    monkeypatch.setattr(npz, "_Stream", Counted)
     step = 700_001
     for start in range(0, array.size, step):
         assert np.array_equal(source.read(start, min(start + step, array.size)), array[start : start + step])
@@ -147,7 +152,7 @@ def test_a_file_that_changes_is_not_read_from_memory(deflated: tuple[Deflated, A
     np.savez_compressed(tmp_path / "big.npz", w=array + 1)
     assert source.read(0, 10).tolist() == (array[:10] + 1).tolist()
     (tmp_path / "big.npz").write_bytes(b"PK")
-    with pytest.raises(FormatError, match=r"changed|deflate|shorter"):
+    with pytest.raises(FormatError, match="changed"):
         source.read(20, 30)
 
 
@@ -339,7 +344,8 @@ def test_64_gigabytes_of_holes_open_by_their_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", STORABLE)
 def test_what_is_written_is_read_by_numpy_and_by_us(tmp_path: Path, dtype: str) -> None:
     arrays = {f"layers.0/{len(shape)}": values(dtype, shape) for shape in [(), (0, 2), (3,), (2, 3)]}
-    np.savez(tmp_path / "in.npz", **arrays)
+    savez: Any = np.savez
+    savez(tmp_path / "in.npz", **arrays)
     write(tmp_path / "out.npz", iter(open_file(tmp_path / "in.npz").tensors.items()))
     ours = open_file(tmp_path / "out.npz").tensors
     with np.load(tmp_path / "out.npz") as theirs:

@@ -91,9 +91,6 @@ class Names:
         self.actual = {said.removeprefix(root): name for name, said in plain.items()}  # in the file, by what slots say
         self._tensors = checkpoint.tensors
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.actual
-
     def adopt(self, renamed: Mapping[str, str]) -> None:
         """Add names by which a format calls the same tensors: {what slots say: in the file}."""
         self.actual.update(renamed)
@@ -154,12 +151,12 @@ class Item:
     stored: tuple[int, ...]  # the shape of the tensor that stores it
     bias: bool = False  # the slot's bias rather than its matrix
 
-    @property
+    @functools.cached_property
     def address(self) -> str:
         """The address, with its placeholders."""
         return self.slot.address + (".bias" if self.bias else "")
 
-    @property
+    @functools.cached_property
     def ending(self) -> str:
         """How the name in the file goes on."""
         return "" if self.slot.raw else ".bias" if self.bias else ".weight"
@@ -322,7 +319,7 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
         weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
     ignored = _ignored(checkpoint, architecture, config, builder.claimed)
     leftover = [n for n in checkpoint.names if n not in builder.claimed and n not in ignored]
-    scales = [name for name in leftover if builder.settings is not None and packing.bookkeeping(name)]
+    scales = [name for name in leftover if config.quantization and packing.bookkeeping(name)]
     return Registry(
         share_ties(weights),
         unnamed(checkpoint.tensors) | _listed(checkpoint, weights),
@@ -363,7 +360,7 @@ def _in_one_form(items: list[Item], config: Config, names: Names) -> list[Item]:
     seen: set[str] = set()
     for item, fill in expand([item for item in items if item.slot.form], config, names.prefix):
         said = _said(item, fill)
-        if said in names or packing.parts(said.removesuffix(".weight"), names):
+        if said in names.actual or packing.parts(said.removesuffix(".weight"), names.actual):
             seen.add(item.slot.form)
             break
     form = next((form for form in forms if form in seen), forms[0])
@@ -414,11 +411,12 @@ class _Builder:
     def __init__(self, checkpoint: Checkpoint, config: Config, names: Names) -> None:
         self.checkpoint = checkpoint
         self.config = config
-        self.names = names
+        self.actual, self.sources = names.actual, names.sources
         self.weights: dict[str, Weight] = {}
         self.claimed: set[str] = set()
         self.scales: list[str] = []
-        self.settings = checkpoint.packing if config.quantization else None
+        self.settings = checkpoint.packing
+        self.schemes = packing.schemes_of(names.actual) if config.quantization else ()
         self.where = checkpoint.folder / CONFIG
 
     def add(self, item: Item, fill: Mapping[str, str | int]) -> None:
@@ -426,60 +424,62 @@ class _Builder:
         slot, layout = item.slot, item.layout
         if slot.stacked:
             layout = replace(layout, index=int(fill["expert"]))
+        said, address = _said(item, fill), item.address.format_map(fill)
+        name, source = self.actual.get(said, said), None
+        if not self.checkpoint.names:
+            tied = slot.role is Role.HEAD and self.config.tied
+            if slot.optional == "extra" or tied:
+                return
+        else:
+            found = self._stored(item, said)
+            if found is None and slot.optional:
+                return
+            if found is None:
+                raise ConfigError(
+                    f"{self.where}: describes {address} ({name}), which is not in the files: "
+                    "they belong to another model, or a part is missing"
+                )
+            name, source = found
+            if source is not None and source.shape != item.stored:
+                layout = self._turned(item, source, layout, f"{address} ({name})")
         layer = fill.get("layer")
-        said = _said(item, fill)
-        weight = Weight(
-            address=item.address.format_map(fill),
-            name=self.names.actual.get(said, said),
-            role=Role.BIAS if item.bias else slot.role,
-            axes=item.axes,
-            layer=int(layer) if layer is not None else None,
-            source=None,
-            layout=layout,
+        self.weights[address] = Weight(
+            address,
+            name,
+            Role.BIAS if item.bias else slot.role,
+            item.axes,
+            layer if isinstance(layer, int) else None,
+            source,
+            layout,
             buffer=slot.buffer,
         )
-        if not self.checkpoint.names:
-            if not (
-                slot.optional == "extra" or (slot.optional == "head" and slot.role is Role.HEAD and self.config.tied)
-            ):
-                self.weights[weight.address] = weight
-        elif found := self._found(weight, item, said):
-            self.weights[weight.address] = found
 
-    def _found(self, weight: Weight, item: Item, said: str) -> Weight | None:
+    def _stored(self, item: Item, said: str) -> tuple[str, Source | None] | None:
+        """The name in the files and the tensor, or what several tensors hold; None where there is none."""
         base = said.removesuffix(".weight")
-        if self.settings is not None and not item.bias:
-            packed = packing.unpack(base, self.names.sources, self.settings) if self.names.sources else None
-            parts = packing.parts(base, self.names)
-            if packed is not None or (parts and said not in self.names) or len(parts) > 1:
-                actual = [self.names.actual[part] for part in parts]
-                self.claimed.update(actual)
-                self.scales += actual[1:]
-                weight = replace(weight, name=actual[0])
-                return weight if packed is None else self._sized(weight, packed, item)
-        if said not in self.names:
-            if item.slot.optional:
-                return None
-            raise ConfigError(
-                f"{self.where}: describes {weight.address} ({weight.name}), which is not in the files: "
-                "they belong to another model, or a part is missing"
-            )
-        self.claimed.add(weight.name)
-        source = self.names.sources.get(said)
-        return weight if source is None else self._sized(weight, source, item)
+        if self.schemes and not item.bias:
+            packed = packing.unpack(base, self.sources, self.settings, self.schemes) if self.sources else None
+            if packed is not None or not self.sources:
+                parts = [self.actual[part] for part in packing.parts(base, self.actual, self.schemes)]
+                if parts:
+                    self.claimed.update(parts)
+                    self.scales += parts[1:]
+                    return parts[0], packed
+        name = self.actual.get(said)
+        if name is None:
+            return None
+        self.claimed.add(name)
+        return name, self.sources.get(said)
 
-    def _sized(self, weight: Weight, source: Source, item: Item) -> Weight:
-        """The weight with its tensor, which must have the shape that the config implies."""
-        stored, layout = item.stored, weight.layout
-        if source.shape != stored:
-            turned = (*stored[:-2], *stored[-2:][::-1])
-            if source.shape != turned or not (item.slot.either or isinstance(source, packing.Packed)):
-                raise ConfigError(
-                    f"{self.where}: implies that {weight.address} ({weight.name}) is {_shape(stored)}, "
-                    f"but in {source.path.name} it is {_shape(source.shape)}"
-                )
-            layout = replace(layout, transposed=not layout.transposed)
-        return replace(weight, source=source, layout=layout)
+    def _turned(self, item: Item, source: Source, layout: Layout, what: str) -> Layout:
+        """The layout of a tensor that lies the other way round, where that can be; ConfigError for other shapes."""
+        turned = (*item.stored[:-2], *item.stored[-2:][::-1])
+        if source.shape == turned and (item.slot.either or isinstance(source, packing.Packed)):
+            return replace(layout, transposed=not layout.transposed)
+        raise ConfigError(
+            f"{self.where}: implies that {what} is {_shape(item.stored)}, "
+            f"but in {source.path.name} it is {_shape(source.shape)}"
+        )
 
 
 def _shape(shape: tuple[int, ...]) -> str:

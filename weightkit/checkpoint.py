@@ -230,8 +230,9 @@ def _open_index(path: Path, folder: Path, *, opened: Path | None = None, whole: 
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{path}: no weight_map from tensor names to shards")
-    for name, shard in weight_map.items():
-        _require_plain_name(shard, f"{path}: tensor {name!r}")
+    first = {shard if isinstance(shard, str) else repr(shard): name for name, shard in reversed(weight_map.items())}
+    for name in first.values():
+        _require_plain_name(weight_map[name], f"{path}: tensor {name!r}")
     wanted = dict.fromkeys(weight_map.values())
     if not any((folder / name).exists() or (folder / name).is_symlink() for name in wanted):
         note = f"none of the {len(wanted)} files that {path.name} names is here: only names and the config are known"

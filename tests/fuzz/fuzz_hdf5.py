@@ -29,10 +29,10 @@ def seeds() -> list[bytes]:
     }
     result = []
     for version in ("earliest", "latest"):
-        for name, options in ({"plain": {}} | chunked).items():
+        for name in ("plain", *chunked):
             file = io.BytesIO()
             with h5py.File(file, "w", libver=version) as h5:
-                h5.create_dataset(name, data=values, **options)
+                h5.create_dataset(name, data=values, **chunked.get(name, {}))
                 for index in range(20 if name == "plain" else 0):
                     h5.create_group(f"group/{index}")
             result.append(file.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -78,8 +79,12 @@ def count(registry: Registry) -> Counts:
         weights = [weight for weight in weights if weight is not repeated]
         tied = [*tied, ["embed", "lm_head"]]
     by_role, by_layer, by_dtype = Counter[str](), Counter[str](), Counter[str]()
+    sizes: dict[int, int] = {}  # by the axes, which weights of one kind share
     for weight in weights:
-        number = weight.parameters()
+        size = sizes.get(id(weight.axes))
+        if size is None:
+            size = sizes[id(weight.axes)] = weight.size
+        number = 0 if weight.tied_to or weight.buffer else size
         by_role[weight.role] += number
         by_layer[_layer(weight)] += number
         by_dtype[_dtype(weight, config)] += number
@@ -106,7 +111,7 @@ def count(registry: Registry) -> Counts:
 
 
 def _elements(weights: Iterable[Weight]) -> int:
-    return sum(weight.size for weight in weights)
+    return sum(math.prod(weight.stored.shape) for weight in weights)
 
 
 def _implied(by_dtype: Counter[str]) -> int:

@@ -262,11 +262,12 @@ class Deflated:
 
 
 class _Stream:
-    """A member that is being unpacked, with the last bytes that came out of it."""
+    """How far a member has been unpacked, with the last bytes that came out of it. It keeps no file open."""
 
-    def __init__(self, path: Path, member: zipped.Member) -> None:
-        self.file = files.open_bytes(path)
-        self.pieces = zipped.chunks(self.file, path, member)
+    def __init__(self, member: zipped.Member) -> None:
+        self.member = member
+        self.engine = zlib.decompressobj(-zlib.MAX_WBITS)
+        self.taken = 0  # bytes of what is stored that went into the engine
         self.kept: deque[tuple[int, bytes]] = deque()  # (position in the member, bytes)
         self.end = 0
 
@@ -275,19 +276,26 @@ class _Stream:
         """The position of the first byte that can still be had."""
         return self.kept[0][0] if self.kept else self.end
 
-    def take(self, at: int, out: memoryview) -> None:
-        """Fill `out` with the bytes from position `at`, which must not lie before `start`."""
-        stop = at + len(out)
+    def take(self, file: BinaryIO, at: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from position `at`, which must not lie before `start`.
+
+        Raises ValueError or zlib.error where the member ends before, or is damaged.
+        """
         for position, piece in self.kept:
             _copy(position, piece, at, out)
-        while self.end < stop:
-            piece = next(self.pieces, b"")
-            if not piece:
+        file.seek(self.member.offset + self.taken)
+        while self.end < at + len(out):
+            packed = self.engine.unconsumed_tail
+            if not packed:
+                packed = file.read(min(zipped.CHUNK, self.member.stored_size - self.taken))
+                self.taken += len(packed)
+            piece = self.engine.decompress(packed, zipped.CHUNK)
+            if not piece and not packed:
                 raise ValueError("ends early")
             _copy(self.end, piece, at, out)
             self.kept.append((self.end, piece))
             self.end += len(piece)
-            while len(self.kept) > _MOST_KEPT:
+            while self.end - self.kept[0][0] > _MOST_KEPT:
                 self.kept.popleft()
 
 
@@ -298,9 +306,9 @@ def _copy(position: int, piece: bytes, at: int, out: memoryview) -> None:
         out[first - at : last - at] = piece[first - position : last - position]
 
 
-_MOST_KEPT = 9  # pieces of zipped.CHUNK bytes: threads may ask for a block a little late
+_MOST_KEPT = 9 << 20  # bytes: threads may ask for a block a little late
 _MOST_STREAMS = 4
-_Key = tuple[int, Path, int, str]
+_Key = tuple[Path, int, str]  # file, when it was changed, member
 _streams: list[tuple[_Key, _Stream]] = []  # those that no one is reading, the last one used at the end
 _lock = Lock()
 if hasattr(os, "register_at_fork"):  # a process must not inherit a lock that a thread of its parent holds
@@ -310,22 +318,17 @@ if hasattr(os, "register_at_fork"):  # a process must not inherit a lock that a 
 def _take(path: Path, member: zipped.Member, at: int, out: memoryview) -> None:
     """Fill `out` with the bytes of a member from position `at`, going on with a stream where one has got so far."""
     try:
-        key = (os.getpid(), path, os.stat(path).st_mtime_ns, member.name)
-        stream = _checked_out(key, at) or _Stream(path, member)
-        try:
-            stream.take(at, out)
-        except BaseException:
-            stream.file.close()
-            raise
+        with files.open_bytes(path) as file:
+            key = (path, os.stat(path).st_mtime_ns, member.name)
+            stream = _checked_out(key, at) or _Stream(member)
+            stream.take(file, at, out)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise FormatError(f"{path}: the file changed while {member.name!r} was read") from None
+    except (ValueError, zlib.error):
+        raise FormatError(f"{path}: member {member.name!r} is damaged, or changed after it was opened") from None
     with _lock:
         _streams.append((key, stream))
-        old = [_streams.pop(0)] if len(_streams) > _MOST_STREAMS else []
-    for _, stream in old:
-        stream.file.close()
+        del _streams[:-_MOST_STREAMS]
 
 
 def _checked_out(key: _Key, at: int) -> _Stream | None:

@@ -6,7 +6,8 @@ what matrix they hold and compute its rows.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import functools
+from collections.abc import Container, Iterable, Mapping
 from functools import partial
 
 from weightkit.dtypes import DType
@@ -14,7 +15,7 @@ from weightkit.packing import bits_and_bytes, floats, integers
 from weightkit.packing.packed import Packed, Scheme, Settings
 from weightkit.tensor import Source
 
-__all__ = ["Packed", "bookkeeping", "parts", "unpack"]
+__all__ = ["Packed", "bookkeeping", "parts", "schemes_of", "unpack"]
 
 _ZEROS = (".qzeros", ".scales")
 _BOOK = (".weight.absmax", ".weight.quant_map")
@@ -71,42 +72,54 @@ SCHEMES = (
 # Scales of activations, and what else lies beside packed weights; nothing that a matrix is computed from.
 _BESIDE = tuple(
     f".{name}"
-    for name in (
-        "input_scale output_scale q_scale k_scale v_scale input_global_scale input_zero_point weight_format".split()
-    )
+    for name in "input_scale output_scale q_scale k_scale v_scale input_global_scale input_zero_point".split()
 )
 _ENDINGS = tuple({ending for scheme in SCHEMES for ending in (*scheme.needs, *scheme.may)}.union(_BESIDE))
 
 
-def unpack(base: str, tensors: Mapping[str, Source], settings: Settings) -> Packed | None:
+def schemes_of(names: Iterable[str]) -> tuple[Scheme, ...]:
+    """The schemes that any of the tensors of these names can be of: most files have one, or none."""
+    last = {name.rpartition(".")[2] for name in names}  # few, however many names there are
+
+    def seen(ending: str) -> bool:
+        return any(part.endswith(ending.rpartition(".")[2]) for part in last)
+
+    return tuple(scheme for scheme in SCHEMES if all(map(seen, scheme.needs)))
+
+
+def unpack(
+    base: str, tensors: Mapping[str, Source], settings: Settings, schemes: tuple[Scheme, ...] = SCHEMES
+) -> Packed | None:
     """The packed matrix `base` (`model.layers.0.self_attn.q_proj`), or None where it is not packed.
 
     `settings` is the config's quantization_config. Raises FormatError where its tensors contradict each other.
     """
-    for scheme in SCHEMES:
-        if not _is_there(scheme, base, tensors):
+    for scheme in schemes:
+        if not scheme.is_there(base, tensors):
             continue
         endings = (scheme.main, *scheme.needs, *scheme.may)
         found = {ending: tensors[base + ending] for ending in endings if base + ending in tensors}
         made = scheme.make(base, found, settings)
         if made is not None:
             shape, bits, options = made
-            dtype = DType(f"{scheme.name}-{bits}bit", 8 * bits, "float", "<f4", block=8)
-            return Packed(found[scheme.main].name, dtype, shape, tuple(found.items()), scheme.rows, options)
+            return Packed(
+                found[scheme.main].name, _dtype(scheme.name, bits), shape, tuple(found.items()), scheme.rows, options
+            )
     return None
 
 
-def parts(base: str, names: Container[str]) -> tuple[str, ...]:
+@functools.cache
+def _dtype(scheme: str, bits: int) -> DType:
+    return DType(f"{scheme}-{bits}bit", 8 * bits, "float", "<f4", block=8)
+
+
+def parts(base: str, names: Container[str], schemes: tuple[Scheme, ...] = SCHEMES) -> tuple[str, ...]:
     """Every name that belongs to the packed matrix `base`, that of the numbers first; none if it is not packed."""
-    for scheme in SCHEMES:
-        if _is_there(scheme, base, names):
+    for scheme in schemes:
+        if scheme.is_there(base, names):
             endings = (scheme.main, *scheme.needs, *scheme.may, *_BESIDE)
-            return tuple(dict.fromkeys(base + ending for ending in endings if base + ending in names))
+            return tuple([base + ending for ending in endings if base + ending in names])
     return ()
-
-
-def _is_there(scheme: Scheme, base: str, names: Container[str]) -> bool:
-    return base + scheme.main in names and all(base + ending in names for ending in scheme.needs)
 
 
 def bookkeeping(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,13 @@ class Scheme:
     may: tuple[str, ...]  # and that may be
     make: Callable[[str, Parts, Settings], Made]
     rows: Callable[[Packed, int, int], Array]
+
+    def is_there(self, base: str, names: Container[str]) -> bool:
+        """Whether all tensors that it needs are there."""
+        for ending in self.needs:
+            if base + ending not in names:
+                return False
+        return base + self.main in names
 
 
 def fault(source: Source, message: str) -> FormatError:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
+import numpy as np
+
 from weightkit.formats.hdf5_structure.image import UNDEFINED, Image
 
 _FIXED = Struct("<4sBBBBQQ")  # signature, version, client, element, page bits, elements, block
@@ -28,22 +30,28 @@ def fixed_array(image: Image, address: int, filtered: bool, wanted: int) -> Iter
         raw = image.summed(block, head + count * size + 4, b"FADB")
         yield from _elements(raw[head:], size, 0)
         return
-    raw = image.summed(block, head + _bitmap_bytes(count, page) + 4, b"FADB")
+    pages = -(-count // page)
+    raw = image.summed(block, head + -(-pages // 8) + 4, b"FADB")
     yield from _paged(image, block + len(raw) + 4, size, count, page, 0, raw[head:])
 
 
-def _bitmap_bytes(count: int, page: int) -> int:
-    """Bytes that say which pages of a block are there; none if it has no pages."""
-    return (-(-count // page) + 7) // 8 if count > page else 0
+def _bits(raw: bytes, start: int, count: int) -> bytes:
+    """Bits `start` to `start + count` of `raw`, highest first, moved to the front."""
+    stop = start + count
+    number = int.from_bytes(raw[start // 8 : -(-stop // 8)], "big") >> -stop % 8
+    return ((number & ((1 << count) - 1)) << -count % 8).to_bytes(-(-count // 8), "big")
 
 
 def _paged(
     image: Image, address: int, size: int, count: int, page: int, first: int, there: bytes
 ) -> Iterator[Numbered]:
     """The elements of a block that lie in pages, each with a checksum of its own."""
-    for index, start in enumerate(range(0, count, page)):
-        if there[index // 8] >> (7 - index % 8) & 1:
+    for at in np.flatnonzero(np.frombuffer(there, np.uint8)).tolist():  # of trillions of pages few may be there
+        for index in (8 * at + bit for bit in range(8) if there[at] >> (7 - bit) & 1):
+            start = index * page
             here = min(page, count - start)
+            if here <= 0:
+                return
             raw = image.at(address + index * (page * size + 4), here * size + 4)
             image.check(raw)
             yield from _elements(raw[:-4], size, first + start)
@@ -97,12 +105,12 @@ class _Extensible(NamedTuple):
         """The blocks of a block of blocks: (address, which of its pages are there)."""
         if address == UNDEFINED:
             return []
-        width = _bitmap_bytes(count, self.page)
-        raw = self.image.summed(address, self.head + blocks * (width + 8) + 4, b"EASB")
-        start = self.head + blocks * width
+        pages = count // self.page if count > self.page else 0
+        start = self.head + blocks * (-(-pages // 8))
+        raw = self.image.summed(address, start + 8 * blocks + 4, b"EASB")
+        there = raw[self.head : start]  # pages of the second block follow those of the first, bit by bit
         return [
-            (int.from_bytes(raw[start + 8 * i :][:8], "little"), raw[self.head + i * width :][:width])
-            for i in range(blocks)
+            (int.from_bytes(raw[start + 8 * i :][:8], "little"), _bits(there, i * pages, pages)) for i in range(blocks)
         ]
 
     def block(self, address: int, count: int, first: int, there: bytes) -> Iterator[Numbered]:

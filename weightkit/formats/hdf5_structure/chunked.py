@@ -110,10 +110,10 @@ class _Loaded(NamedTuple):
                 result[target] = np.frombuffer(self.array.fill or bytes(result.itemsize), result.dtype)[0]
 
     def _chunk(self, file: BinaryIO, stored: Stored, dtype: np.dtype[np.generic], key: Key) -> Array:
-        raw = _kept((*key, stored.place))
+        raw = _kept.get((key, stored.place))
         if raw is None:
             raw = self.unpacked(file, stored)
-            _keep((*key, stored.place), raw)
+            _kept.put((key, stored.place), raw)
         return np.frombuffer(raw, dtype).reshape(self.chunk)
 
     def unpacked(self, file: BinaryIO, stored: Stored) -> bytes:
@@ -141,27 +141,38 @@ def _loaded(path: Path, member: str, address: int, _version: int) -> _Loaded:
         return _Loaded(array, array.shape, {whole.place: whole}, image.offset(0))
 
 
-# Unpacked chunks by dataset and place, oldest first. Blocks are read in order, and a chunk is often in several.
-Key = tuple[Path, str, int, int]
-_chunks: OrderedDict[tuple[Path, str, int, int, Place], bytes] = OrderedDict()
-_lock = Lock()
+Key = tuple[Path, str, int, int]  # file, member, address of a dataset, when the file was changed
+
+
+class Kept:
+    """Unpacked chunks, oldest first. Blocks are read in order, and a chunk is often in several."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.total = most, 0  # bytes
+        self.chunks: OrderedDict[tuple[Key, Place], bytes] = OrderedDict()
+        self.lock = Lock()
+
+    def get(self, key: tuple[Key, Place]) -> bytes | None:
+        """The bytes of a chunk, if they are kept."""
+        with self.lock:
+            if key in self.chunks:
+                self.chunks.move_to_end(key)
+            return self.chunks.get(key)
+
+    def put(self, key: tuple[Key, Place], raw: bytes) -> None:
+        """Keep the bytes of a chunk, and forget the oldest ones for them."""
+        with self.lock:
+            self.total += len(raw) - len(self.chunks.pop(key, b""))
+            self.chunks[key] = raw
+            while self.total > self.most and self.chunks:
+                self.total -= len(self.chunks.popitem(last=False)[1])
+
+
+_kept = Kept(_MOST_CACHED)
 if hasattr(os, "register_at_fork"):  # a process must not inherit a lock that a thread of its parent holds
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-
-
-def _kept(key: tuple[Path, str, int, int, Place]) -> bytes | None:
-    with _lock:
-        if key in _chunks:
-            _chunks.move_to_end(key)
-        return _chunks.get(key)
-
-
-def _keep(key: tuple[Path, str, int, int, Place], raw: bytes) -> None:
-    with _lock:
-        _chunks[key] = raw
-        total = sum(map(len, _chunks.values())) if len(_chunks) < 64 else len(_chunks) * len(raw)
-        while total > _MOST_CACHED and len(_chunks) > 1:
-            total -= len(_chunks.popitem(last=False)[1])
+    os.register_at_fork(
+        before=_kept.lock.acquire, after_in_parent=_kept.lock.release, after_in_child=_kept.lock.release
+    )
 
 
 @contextmanager

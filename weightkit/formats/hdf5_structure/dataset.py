@@ -113,6 +113,8 @@ def chunk_table(image: Image, array: Described) -> dict[Place, Stored]:
     """
     chunk, grid = array.chunk_bytes, array.grid
     most = chunk + chunk // 64 + 1024 if array.filters else chunk  # what does not shrink hardly grows
+    if array.nbytes > SMALL and math.prod(grid) > image.end:
+        raise image.fail(f"says that it holds {array.nbytes:,} bytes, in more chunks than the file has bytes")
     result: dict[Place, Stored] = {}
     total = 0
     for stored in _chunks(image, array):
