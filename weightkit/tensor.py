@@ -162,6 +162,46 @@ class Strided:
         return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A source made of another one: the same array, but for what a subclass changes in it."""
+
+    base: Source
+
+    @property
+    def name(self) -> str:
+        """The name in the file."""
+        return self.base.name
+
+    @property
+    def dtype(self) -> DType:
+        """The element type."""
+        return self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in the file."""
+        return self.base.shape
+
+    @property
+    def path(self) -> Path:
+        """The file that holds the base."""
+        return self.base.path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the numbers take."""
+        return self.dtype.nbytes(math.prod(self.shape))
+
+    def read(self, start: int, stop: int) -> Array:
+        """Stored elements `start` to `stop` of the flattened array, as a new array."""
+        return self.base.read(start, stop)
+
+    def mapped(self) -> Array:
+        """The whole array, in memory."""
+        return self.read(0, math.prod(self.shape)).reshape(self.shape)
+
+
 @functools.lru_cache(maxsize=256)
 def _map(path: Path, _modified: int) -> np.memmap[tuple[int], np.dtype[np.uint8]]:
     return np.memmap(path, np.uint8, mode="r")

@@ -23,7 +23,7 @@ from weightkit.dtypes import DTYPES, Array, DType
 from weightkit.errors import FormatError
 from weightkit.formats import gguf_config, gguf_tokenizer
 from weightkit.formats.shard import MOST_ELEMENTS, ShardFile
-from weightkit.tensor import BLOCK, Source, Tensor
+from weightkit.tensor import BLOCK, Derived, Source, Tensor
 
 SUFFIXES = (".gguf",)
 MOST_NAME = 1 << 16
@@ -302,40 +302,14 @@ def _part(values: dict[str, Value]) -> tuple[int, int] | None:
 PERMUTED = ("llama", "deci", "granite", "granitemoe", "smollm3", "minicpm", "xverse", "arcee")
 
 
-@dataclass(frozen=True, slots=True)
-class Unpermuted:
+@dataclass(frozen=True)
+class Unpermuted(Derived):
     """Q or K with its rows in the order that Hugging Face files have.
 
     Row j · d/2 + i of a head of d rows (i < d/2, j = 0, 1) is row 2 i + j of the head in the file.
     """
 
-    base: Tensor
     heads: int
-
-    @property
-    def name(self) -> str:
-        """The name in the file."""
-        return self.base.name
-
-    @property
-    def dtype(self) -> DType:
-        """The element type in the file."""
-        return self.base.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape in the file."""
-        return self.base.shape
-
-    @property
-    def path(self) -> Path:
-        """The file that holds it."""
-        return self.base.path
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return self.base.nbytes
 
     def read(self, start: int, stop: int) -> Array:
         """Stored elements `start` to `stop`, rows in Hugging Face order; whole heads are read at a time."""
@@ -351,10 +325,6 @@ class Unpermuted:
             low, high = max(start, first * head), min(stop, last * head)
             result[low - start : high - start] = block.reshape(-1)[low - first * head : high - first * head]
         return result
-
-    def mapped(self) -> Array:
-        """All of it, in memory."""
-        return self.read(0, math.prod(self.shape)).reshape(self.shape)
 
 
 def turn_rows(rows: Array, heads: int) -> Array:

@@ -7,7 +7,6 @@ files have, whatever the source calls its tensors; packed weights are written as
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from weightkit.errors import EditError, SaveError, nearest
 from weightkit.formats import safetensors
 from weightkit.registry import Registry
 from weightkit.surgery.place import beside, companions, put, require_free, sync
-from weightkit.tensor import Source, Tensor
+from weightkit.tensor import Derived, Source, Tensor
 from weightkit.weight import Weight
 
 SHARD_BYTES = 5_000_000_000
@@ -31,44 +30,24 @@ Named = tuple[str, Source]
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cast(Derived):
     """A tensor read in another type, each number rounded once, to nearest even."""
 
-    base: Source
-    dtype: DType
+    to: DType
 
     @property
-    def name(self) -> str:
-        """The name in the source file."""
-        return self.base.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape, which a cast keeps."""
-        return self.base.shape
-
-    @property
-    def path(self) -> Path:
-        """The source file."""
-        return self.base.path
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the numbers take in the new type."""
-        return self.dtype.nbytes(math.prod(self.shape))
+    def dtype(self) -> DType:
+        """The new type."""
+        return self.to
 
     def read(self, start: int, stop: int) -> Array:
         """Stored elements of the new type. EditError where a number does not fit."""
         import numpy as np
 
         try:
-            return self.dtype.encode(self.base.dtype.decode(self.base.read(start, stop), np.float64))
+            return self.to.encode(self.base.dtype.decode(self.base.read(start, stop), np.float64))
         except EditError as error:
             raise EditError(f"{self.name}: {error}") from None
-
-    def mapped(self) -> Array:
-        """All of it, in memory."""
-        return self.read(0, math.prod(self.shape)).reshape(self.shape)
 
 
 def convert(

@@ -10,17 +10,16 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from weightkit.dtypes import Array, DType
+from weightkit.dtypes import Array
 from weightkit.errors import EditError
 from weightkit.kernels import Moments
 from weightkit.layout import clip
 from weightkit.registry import Registry, TokenId
 from weightkit.surgery.edits import Edit, gaussian
-from weightkit.tensor import BLOCK, Region, Source, tiles
+from weightkit.tensor import BLOCK, Derived, Region, Source, tiles
 from weightkit.weight import Selection
 
 
@@ -102,36 +101,10 @@ def _part(whole_slice: slice, skip: int, count: int) -> slice:
 
 
 @dataclass(frozen=True)
-class Overlay:
+class Overlay(Derived):
     """A tensor with changes on it. Reads like a tensor."""
 
-    base: Source
     changes: tuple[Change, ...]
-
-    @property
-    def name(self) -> str:
-        """The name in the file."""
-        return self.base.name
-
-    @property
-    def dtype(self) -> DType:
-        """The element type, which edits keep."""
-        return self.base.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape in the file."""
-        return self.base.shape
-
-    @property
-    def path(self) -> Path:
-        """The file that holds the original."""
-        return self.base.path
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file, which edits keep."""
-        return self.base.nbytes
 
     def read(self, start: int, stop: int) -> Array:
         """Stored elements `start` to `stop` of the flattened array, as edited."""
@@ -149,10 +122,6 @@ class Overlay:
             low, high = max(start, first * row), min(stop, last * row)
             result[low - start : high - start] = block.reshape(-1)[low - first * row : high - first * row]
         return result
-
-    def mapped(self) -> Array:
-        """The whole array as edited, in memory."""
-        return self.read(0, math.prod(self.shape)).reshape(self.shape)
 
     def changed_tiles(self) -> Iterable[tuple[int, int]]:
         """Flat ranges of elements that cover every change, in blocks of bounded size."""

@@ -112,7 +112,7 @@ def chunk_table(image: Image, array: Described) -> dict[Place, Stored]:
     says it holds: an array of terabytes made of fill values.
     """
     chunk, grid = array.chunk_bytes, array.grid
-    most = chunk + chunk // 64 + 1024 if array.filters else chunk  # what does not shrink hardly grows
+    least, most = (1, chunk + chunk // 64 + 1024) if array.filters else (chunk, chunk)  # no filter lets much grow
     if array.nbytes > SMALL and math.prod(grid) > image.end:
         raise image.fail(f"says that it holds {array.nbytes:,} bytes, in more chunks than the file has bytes")
     result: dict[Place, Stored] = {}
@@ -121,7 +121,7 @@ def chunk_table(image: Image, array: Described) -> dict[Place, Stored]:
         inside = all(i < n for i, n in zip(stored.place, grid, strict=True))
         if not inside or stored.place in result:
             raise image.fail("a damaged HDF5 file: a chunk is outside of its array, or there twice")
-        if not 0 < stored.nbytes <= most or stored.address + stored.nbytes > image.end:
+        if not least <= stored.nbytes <= most or stored.address + stored.nbytes > image.end:
             raise image.fail(f"a damaged HDF5 file: a chunk of {stored.nbytes:,} bytes at {stored.address:,}")
         image.claim(stored.nbytes)
         total += stored.nbytes

@@ -103,8 +103,8 @@ def _collect(
     while at + step <= stop:
         kind, length, flags = shape.unpack_from(raw, at)
         at += step
-        if at + length > stop:
-            raise image.fail(f"a damaged HDF5 file: a message at {address + at:,} is longer than what holds it")
+        if at + length > stop or (order is None and length % 8):
+            raise image.fail(f"a damaged HDF5 file: a message of {length:,} bytes at {address + at:,}")
         if kind in _KEPT:
             if kind in header.one:
                 raise image.fail(f"a damaged HDF5 file: an object with two messages of type {kind:#x}")

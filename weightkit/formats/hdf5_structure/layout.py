@@ -93,7 +93,7 @@ def stored_chunks(
         return iter(())
     size = math.prod(layout.chunk) * layout.width
     if layout.index_kind == _TREE1:
-        return _by_tree1(image, layout, filtered, size)
+        return _by_tree1(image, layout)
     if layout.index_kind == _TREE2:
         return _by_tree2(image, layout, filtered, size)
     if layout.index_kind == _SINGLE:
@@ -101,7 +101,7 @@ def stored_chunks(
     return _by_number(image, layout, shape, most, filtered, size)
 
 
-def _by_tree1(image: Image, layout: Layout, filtered: bool, size: int) -> Iterator[Stored]:
+def _by_tree1(image: Image, layout: Layout) -> Iterator[Stored]:
     rank = len(layout.chunk)
     key = Struct(f"<LL{rank + 1}Q")
     for leaf in tree1(image, layout.address, 1, rank, image.chunk_entries):
@@ -109,7 +109,7 @@ def _by_tree1(image: Image, layout: Layout, filtered: bool, size: int) -> Iterat
         if any(offset % step for offset, step in zip(offsets, layout.chunk, strict=True)):
             raise image.fail("a damaged HDF5 file: a chunk of an array lies across others")
         place = tuple(offset // step for offset, step in zip(offsets, layout.chunk, strict=True))
-        yield Stored(place, leaf.child, nbytes if filtered else size, mask)
+        yield Stored(place, leaf.child, nbytes, mask)
 
 
 def _by_tree2(image: Image, layout: Layout, filtered: bool, size: int) -> Iterator[Stored]:

@@ -17,6 +17,7 @@ from weightkit.formats.hdf5_structure.trees import records, tree1, width_of
 
 _ENTRY = Struct("<QQL4x16x")  # name, object, kind of cache
 _HARD, _SOFT = 0, 1
+_NO_FREE_BLOCK = 1
 _NAMES_RECORD = 5  # the kind of B-tree that finds links by the hash of their names
 _HEAP = Struct("<4sBHHBL12QH2Q2HQH")
 
@@ -37,21 +38,38 @@ def links(image: Image, header: Header) -> Iterator[tuple[bytes, int]]:
 def _table(image: Image, body: bytes) -> Iterator[tuple[bytes, int]]:
     """Section III.A.1, III.B, III.C, III.D: a symbol table."""
     tree, heap = Struct("<QQ").unpack_from(body)
-    raw = image.block(heap, 32, b"HEAP")
-    size, _, start = Struct("<3Q").unpack_from(raw, 8)
-    names = image.at(start, size)
+    names = _names(image, heap)
+    last = b""
     for node in tree1(image, tree, 0, 0, image.group_entries):
         raw = image.block(node.child, 8, b"SNOD", 1)
         count = int.from_bytes(raw[6:8], "little")
-        if count > image.leaf_entries:
+        if count > image.leaf_entries or node.child + 8 + image.leaf_entries * _ENTRY.size > image.end:
             raise image.fail(f"a damaged HDF5 file: {count:,} names in a node for {image.leaf_entries}")
-        for name, address, cache in _ENTRY.iter_unpack(image.at(node.child + 8, count * _ENTRY.size)):
-            end = names.find(b"\0", name)
-            if not 0 <= name < end:
-                raise image.fail("a damaged HDF5 file: a name in a group is empty or does not end")
+        for place, address, cache in _ENTRY.iter_unpack(image.at(node.child + 8, count * _ENTRY.size)):
+            name = names[place : max(0, names.find(b"\0", place))]
+            if name <= last or cache > 2:  # the names are in order, or most could not be found by their name
+                raise image.fail("a damaged HDF5 file: the names in a group are empty, twice there or not in order")
             if cache == 2:
-                raise _leads_away(image, names[name:end], "a soft")
-            yield names[name:end], address
+                raise _leads_away(image, name, "a soft")
+            yield name, address
+            last = name
+
+
+def _names(image: Image, heap: int) -> bytes:
+    """The bytes of a local heap (section III.D), in which names end with a NUL."""
+    raw = image.block(heap, 32, b"HEAP")
+    size, free, start = Struct("<3Q").unpack_from(raw, 8)
+    names = image.at(start, size)
+    for _ in range(size // 16):
+        if free == _NO_FREE_BLOCK:
+            break
+        following, length = Struct("<2Q").unpack_from(names, free)  # struct.error where that is outside
+        if length < 16 or free + length > size:
+            break
+        free = following
+    if free != _NO_FREE_BLOCK:
+        raise image.fail("a damaged HDF5 file: the free blocks of a heap of names do not lie in it")
+    return names
 
 
 def _link(image: Image, body: bytes) -> tuple[bytes, int]:

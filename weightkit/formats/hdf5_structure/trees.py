@@ -31,7 +31,7 @@ def tree1(image: Image, root: int, kind: int, rank: int, most: int) -> Iterator[
         signature, found, level, count, _, _ = _NODE1.unpack(head)
         if signature != b"TREE" or found != kind or level != (level if expected is None else expected):
             raise image.fail(f"a damaged HDF5 file: no node of the expected B-tree at {address:,}")
-        if count > most or level > _MOST_LEVELS:
+        if count > most or level > _MOST_LEVELS or address + _NODE1.size + most * (key + 8) + key > image.end:
             raise image.fail(f"a damaged HDF5 file: a B-tree node with {count:,} entries on level {level}")
         raw = image.at(address + _NODE1.size, count * (key + 8) + key)
         step = key + 8
