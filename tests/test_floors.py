@@ -33,8 +33,6 @@ FLOORS = {
     "weight": 3,
     "registry": 3,
     "assembly": 3,
-    "recognition": 3,
-    "adapter": 3,
     "analysis": 4,
     "surgery": 4,
     "engine": 4,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from weightkit.architectures import encoders, gpt2, llama, others
+from weightkit.architectures import encoders, experts, gemma, gpt2, llama, others
 from weightkit.architectures.parts import Architecture
 
-ARCHITECTURES: dict[str, Architecture] = {
-    family.model_type: family for family in (*llama.FAMILIES, *gpt2.FAMILIES, *others.FAMILIES, *encoders.FAMILIES)
-}
+_ROOMS = (llama, experts, gemma, gpt2, others, encoders)  # in the order in which names without a config are tried
+
+ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for room in _ROOMS for family in room.FAMILIES}

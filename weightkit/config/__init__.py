@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weightkit.config.families import ALIASES, DEFAULTS, Defaults
+from weightkit.config.defaults import Defaults
+from weightkit.config.families import ALIASES, DEFAULTS
 from weightkit.config.normal import Config, Experts, Latent, Rope, StateSpace, Vision
 from weightkit.config.positions import rope, windows
 from weightkit.config.reader import ACTIVATIONS, DTYPE_NAMES, MOST_LAYERS, QUANTIZATIONS, Reader, short

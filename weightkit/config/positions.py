@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from weightkit.config.defaults import Defaults
 from weightkit.config.normal import Rope
 from weightkit.config.reader import MOST_LAYERS, Reader, short
-
-if TYPE_CHECKING:
-    from weightkit.config.families import Defaults
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 _KINDS: frozenset[str] = frozenset(("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su"))

@@ -13,7 +13,9 @@ from itertools import groupby
 
 from weightkit.architectures import ARCHITECTURES
 from weightkit.architectures.parts import Architecture, Role, Slot
-from weightkit.assembly import Names, over, share_ties, stack_of
+from weightkit.assembly.names import Names
+from weightkit.assembly.slots import over, stack_of
+from weightkit.assembly.ties import share_ties
 from weightkit.checkpoint import Checkpoint
 from weightkit.layout import Layout
 from weightkit.registry import Registry, unnamed

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from weightkit.architectures import ARCHITECTURES
 from weightkit.architectures.parts import Role
+from weightkit.assembly.recognition import Places
 from weightkit.checkpoint import Checkpoint
-from weightkit.recognition import Places
 from weightkit.registry import Registry, unnamed
 from weightkit.weight import Axis, Weight
 

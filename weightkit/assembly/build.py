@@ -1,0 +1,177 @@
+"""Build: architecture × checkpoint → registry. Which tensor of the files is which weight of the family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from weightkit import packing
+from weightkit.architectures.parts import Architecture, Role
+from weightkit.assembly.names import Names
+from weightkit.assembly.slots import Item, expand, items_of, said
+from weightkit.assembly.ties import share_ties
+from weightkit.checkpoint import CONFIG, Checkpoint
+from weightkit.config import Config
+from weightkit.errors import ConfigError
+from weightkit.formats import gguf_names
+from weightkit.layout import Layout
+from weightkit.registry import Registry, unnamed
+from weightkit.tensor import Source
+from weightkit.weight import Axis, Weight
+
+
+def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) -> Registry:
+    """The registry of a checkpoint of a known family; without weights, of what its config describes.
+
+    Raises ConfigError where the config and the files contradict each other.
+    """
+    names = Names(checkpoint, architecture)
+    items = items_of(architecture, config, gguf=checkpoint.format == "gguf")
+    if checkpoint.format == "gguf":
+        hf = [said(item, fill) for item, fill in expand(items, config, names.prefix)]
+        names.adopt(gguf_names(checkpoint.metadata.get("general.architecture", ""), config.layers, hf, names.actual))
+    items = _in_one_form(items, config, names)
+    builder = _Builder(checkpoint, config, names)
+    for item, fill in expand(items, config, names.prefix):
+        builder.add(item, fill)
+    weights = builder.weights
+    if config.tied and "lm_head" in weights:  # the file has its own all the same, and it is what counts
+        weights["lm_head"] = replace(weights["lm_head"], tied_to="embed")
+    elif config.tied and "{prefix}" in architecture.slots[0].name and architecture.has_head:
+        weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
+    ignored = _ignored(checkpoint, architecture, config, builder.claimed)
+    leftover = [n for n in checkpoint.names if n not in builder.claimed and n not in ignored]
+    scales = [name for name in leftover if config.quantization and packing.bookkeeping(name)]
+    return Registry(
+        share_ties(weights),
+        unnamed(checkpoint.tensors) | _listed(checkpoint, weights),
+        architecture=architecture,
+        config=config,
+        ignored=tuple(ignored),
+        notes=checkpoint.notes,
+        model_type=checkpoint.config["model_type"] if checkpoint.config else None,
+        bookkeeping=tuple(name for name in (*builder.scales, *scales)),
+        said=names.said(),
+    )
+
+
+def _in_one_form(items: list[Item], config: Config, names: Names) -> list[Item]:
+    """Where a family stores the same matrices in several ways, those of the way that these files have."""
+    forms = list(dict.fromkeys(item.slot.form for item in items if item.slot.form))
+    if not forms:
+        return items
+    seen: set[str] = set()
+    for item, fill in expand([item for item in items if item.slot.form], config, names.prefix):
+        name = said(item, fill)
+        if name in names.actual or packing.parts(name.removesuffix(".weight"), names.actual):
+            seen.add(item.slot.form)
+            break
+    form = next((form for form in forms if form in seen), forms[0])
+    return [item for item in items if item.slot.form in ("", form)]
+
+
+def _ignored(checkpoint: Checkpoint, architecture: Architecture, config: Config, claimed: set[str]) -> dict[str, None]:
+    """Names of what is no parameter: known buffers, layers of multi-token prediction, optimizer state."""
+    extra = "|".join(str(config.layers + n) for n in range(config.mtp_layers)) or "none"
+    patterns = re.compile("|".join(p.replace("{mtp}", f"({extra})") for p in architecture.ignored) or "(?!)")
+    return {
+        name: None
+        for name in checkpoint.names
+        if name in checkpoint.aside or (name not in claimed and patterns.search(name.replace("/", ".")))
+    }
+
+
+def _listed(checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The names of an index whose shards are not here, each with what claims it or without a size."""
+    if not checkpoint.listed:
+        return {}
+    claims = {weight.name: weight for weight in weights.values()}
+    empty = (Axis("", 0),)
+    return {
+        name: replace(claims[name], address=f"name:{name}", tied_to=None, alias=False)
+        if name in claims
+        else Weight(f"name:{name}", name, Role.OTHER, empty, None, None)
+        for name in checkpoint.listed
+    }
+
+
+class _Builder:
+    """Collects the weights of one checkpoint, checking each against the shape that the config implies."""
+
+    def __init__(self, checkpoint: Checkpoint, config: Config, names: Names) -> None:
+        self.checkpoint = checkpoint
+        self.config = config
+        self.actual, self.sources = names.actual, names.sources
+        self.weights: dict[str, Weight] = {}
+        self.claimed: set[str] = set()
+        self.scales: list[str] = []
+        self.settings = checkpoint.packing
+        self.schemes = packing.schemes_of(names.actual) if config.quantization else ()
+        self.where = checkpoint.folder / CONFIG
+
+    def add(self, item: Item, fill: Mapping[str, str | int]) -> None:
+        """Add one weight, with its tensor if there are files."""
+        slot, layout = item.slot, item.layout
+        if slot.stacked:
+            layout = replace(layout, index=int(fill["expert"]))
+        name_said, address = said(item, fill), item.address.format_map(fill)
+        name, source = self.actual.get(name_said, name_said), None
+        if not self.checkpoint.names:
+            tied = slot.role is Role.HEAD and self.config.tied
+            if slot.optional == "extra" or tied:
+                return
+        else:
+            found = self._stored(item, name_said)
+            if found is None and slot.optional:
+                return
+            if found is None:
+                raise ConfigError(
+                    f"{self.where}: describes {address} ({name}), which is not in the files: "
+                    "they belong to another model, or a part is missing"
+                )
+            name, source = found
+            if source is not None and source.shape != item.stored:
+                layout = self._turned(item, source, layout, f"{address} ({name})")
+        layer = fill.get("layer")
+        self.weights[address] = Weight(
+            address,
+            name,
+            Role.BIAS if item.bias else slot.role,
+            item.axes,
+            layer if isinstance(layer, int) else None,
+            source,
+            layout,
+            buffer=slot.buffer,
+        )
+
+    def _stored(self, item: Item, said: str) -> tuple[str, Source | None] | None:
+        """The name in the files and the tensor, or what several tensors hold; None where there is none."""
+        base = said.removesuffix(".weight")
+        if self.schemes and not item.bias:
+            packed = packing.unpack(base, self.sources, self.settings, self.schemes) if self.sources else None
+            if packed is not None or not self.sources:
+                parts = [self.actual[part] for part in packing.parts(base, self.actual, self.schemes)]
+                if parts:
+                    self.claimed.update(parts)
+                    self.scales += parts[1:]
+                    return parts[0], packed
+        name = self.actual.get(said)
+        if name is None:
+            return None
+        self.claimed.add(name)
+        return name, self.sources.get(said)
+
+    def _turned(self, item: Item, source: Source, layout: Layout, what: str) -> Layout:
+        """The layout of a tensor that lies the other way round, where that can be; ConfigError for other shapes."""
+        turned = (*item.stored[:-2], *item.stored[-2:][::-1])
+        if source.shape == turned and (item.slot.either or isinstance(source, packing.Packed)):
+            return replace(layout, transposed=not layout.transposed)
+        raise ConfigError(
+            f"{self.where}: implies that {what} is {_shape(item.stored)}, "
+            f"but in {source.path.name} it is {_shape(source.shape)}"
+        )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape)) or "a single number"

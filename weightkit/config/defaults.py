@@ -1,0 +1,38 @@
+"""Defaults: how the config of one family is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from weightkit.config.reader import Reader, Rule
+
+Fields = dict[str, Any]  # of Config
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How the config of one family is read."""
+
+    model_type: str
+    activation_key: str = "hidden_act"
+    activation: str = "silu"
+    eps_key: str = "rms_norm_eps"
+    eps: float = 1e-6
+    positions: int = 2048
+    kv_heads: int | None = None  # None: as many as heads
+    head_dim: int | None = None  # None: width / heads
+    tied: bool = False
+    theta: float = 10_000.0
+    partial_rotary: float = 1.0
+    # Which layers have a sliding window. "asked for": those that use_sliding_window and layer_types say.
+    windows: Literal["never", "all layers", "asked for", "all but every nth"] = "never"
+    sliding_window: int | None = None
+    full_every: int = 1  # the n of "all but every nth"
+    ffn_ratio: int | None = None  # FFN neurons per width, where no key gives their number
+    qkv_bias: Rule = False
+    output_bias: Rule = False
+    ffn_bias: Rule = False
+    parts: Mapping[str, Rule] = field(default_factory=dict)  # other optional parts, as slots ask for them
+    extra: Callable[[Reader, Fields], Fields] | None = None  # fields that only this family has
