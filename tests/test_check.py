@@ -82,7 +82,7 @@ def test_sound(tmp_path: Path, family: str, shards: int, dtype: str) -> None:
 
 def test_what_could_not_be_looked_at_is_said(tmp_path: Path) -> None:
     folder = write(tmp_path)
-    assert wk.open(folder).check().not_checked == ["tokenizer: there is no tokenizer.json"]
+    assert wk.open(folder).check().not_checked == ["tokenizer: there is none"]
     alone = wk.open(folder / "config.json").check()
     assert alone.sound
     assert [what.split(":")[0] for what in alone.not_checked] == ["values", "tokenizer"]

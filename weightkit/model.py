@@ -204,17 +204,18 @@ class Model:
         from weightkit.analysis.check import Fault, check
 
         result = check(self.checkpoint, self.registry, executor=executor, progress=progress)
-        if self.checkpoint.tokenizer_path is None:
-            result.not_checked.append("tokenizer: there is no tokenizer.json")
-            return result
+        where = "tokenizer.json" if self.checkpoint.tokenizer_path else self.checkpoint.path.name
         try:
+            if self.checkpoint.tokenizer() is None:
+                result.not_checked.append("tokenizer: there is none")
+                return result
             last = self.tokenizer.last_id
         except WeightkitError as error:
-            result.faults.append(Fault("tokenizer", "tokenizer.json", str(error)))
+            result.faults.append(Fault("tokenizer", where, str(error)))
         else:
             if self.config and last >= self.config.vocab:
                 message = f"has ids up to {last}, the embedding has {self.config.vocab} rows"
-                result.faults.append(Fault("tokenizer", "tokenizer.json", message))
+                result.faults.append(Fault("tokenizer", where, message))
         return result
 
     # ── running ────────────────────────────────────────────────────────────────────────────────────

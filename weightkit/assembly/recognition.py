@@ -174,6 +174,7 @@ def _registry(checkpoint: Checkpoint, architecture: Architecture, weights: dict[
     return Registry(
         share_ties(weights),
         unnamed(checkpoint.tensors) | listed,
+        architecture=architecture,
         ignored=tuple(name for name in checkpoint.names if name not in claimed),
         notes=(*checkpoint.notes, note),
         sized=not checkpoint.listed,

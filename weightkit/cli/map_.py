@@ -19,6 +19,7 @@ def map_(model: ModelPath, json: Json = False) -> None:
     if json:
         emit("map", total=total, steps=steps(opened.registry))
         return
-    kind = opened.config.model_type if opened.config else "unknown"
+    architecture = opened.registry.architecture
+    kind = opened.config.model_type if opened.config else f"named like {architecture and architecture.model_type}"
     title: Line = [(f"{kind}, ", ""), (units.count(total), "bold cyan"), (" parameters", "")]
     say(title, "", *lines, "", [("   * ", "bold yellow"), ("uses learned weights", "dim")])

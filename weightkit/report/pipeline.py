@@ -35,9 +35,10 @@ class Step:
 
 def steps(registry: Registry) -> list[Step]:
     """The steps in the order in which they are computed. Empty where the family is not known."""
-    architecture, config = registry.architecture, registry.config
-    if architecture is None or config is None:
+    architecture = registry.architecture
+    if architecture is None:
         return []
+    activation = f" ({registry.config.activation})" if registry.config else ""
     groups: dict[str, list[Weight]] = defaultdict(list)
     biases: dict[str, int] = defaultdict(int)
     for weight in registry.values():
@@ -51,7 +52,7 @@ def steps(registry: Registry) -> list[Step]:
     result = [Step("text", False), Step("tokenizer", False), Step("token ids", False)]
     for address, weights in groups.items():
         step = _step(address, weights, biases[address])
-        result += _before(address, step.stack, config.activation, architecture.positions == "rope")
+        result += _before(address, step.stack, activation, architecture.positions == "rope")
         result.append(step)
     end = "logits of the next token" if architecture.has_head and "lm_head" in registry else "hidden states"
     return [*result, Step(f"output: {end}", False)]
@@ -98,7 +99,7 @@ def _before(address: str, stack: str | None, activation: str, rope: bool) -> lis
             rotate = "rotate q and k → " if rope and not stack else ""
             return [Step(f"{rotate}scores → softmax → weighted sum", False, stack)]
         case ["ffn" | "*" | "shared", "down"]:
-            return [Step(f"activation ({activation})", False, stack)]
+            return [Step(f"activation{activation}", False, stack)]
     return []
 
 

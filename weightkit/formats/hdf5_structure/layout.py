@@ -104,10 +104,12 @@ def stored_chunks(
 def _by_tree1(image: Image, layout: Layout) -> Iterator[Stored]:
     rank = len(layout.chunk)
     key = Struct(f"<LL{rank + 1}Q")
+    last: list[int] = []
     for leaf in tree1(image, layout.address, 1, rank, image.chunk_entries):
         nbytes, mask, *offsets, _ = key.unpack(leaf.key)
-        if any(offset % step for offset, step in zip(offsets, layout.chunk, strict=True)):
-            raise image.fail("a damaged HDF5 file: a chunk of an array lies across others")
+        if offsets <= last or any(offset % step for offset, step in zip(offsets, layout.chunk, strict=True)):
+            raise image.fail("a damaged HDF5 file: the chunks of an array are not in order, or lie across others")
+        last = offsets
         place = tuple(offset // step for offset, step in zip(offsets, layout.chunk, strict=True))
         yield Stored(place, leaf.child, nbytes, mask)
 
