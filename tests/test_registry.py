@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -356,6 +357,14 @@ def test_weights_of_no_family_and_without_a_config_open_by_names(tmp_path: Path)
     registry = open_registry(open_checkpoint(tmp_path))
     assert list(registry) == ["name:w"]
     assert "no config.json" in registry.notes[0]
+
+
+@pytest.mark.parametrize(("text", "layered"), [("W_Q", "layers.*.attn.q"), ("mlp.up_proj", "layers.*.ffn.up"),
+                                               ("attn[head=1]", "layers.*.attn[head=1]")])  # fmt: skip
+def test_an_address_that_belongs_in_a_layer_is_shown_there(tmp_path: Path, text: str, layered: str) -> None:
+    registry = open_registry(open_checkpoint(tiny.write(tmp_path)))
+    with pytest.raises(AddressError, match=re.escape(f"in every layer it is {layered}")):
+        registry.select(text)
 
 
 def test_a_config_of_an_unknown_family_alone_is_an_error(tmp_path: Path) -> None:

@@ -161,6 +161,15 @@ class Registry(Mapping[str, Weight]):
         """The weight that is this whole tensor as stored, if it has an address; else the tensor."""
         return self._plain.get(name) or self.by_name[name]
 
+    def _in_layers(self, address: Address) -> Address | None:
+        """The address below every layer, where that names something: `W_Q` for `layers.*.attn.q`."""
+        try:
+            layered = parse(f"layers.*.{address.text}")
+        except AddressError:
+            return None
+        found = any(path_matches(layered.path, path, lambda _: False) for path in self._paths.values())
+        return layered if found else None
+
     def _why_nothing(self, address: Address) -> str:
         if not self._weights:
             return (
@@ -174,6 +183,8 @@ class Registry(Mapping[str, Weight]):
                 return f"{address}: there is no layer {at}; this model has layers 0 to {layers - 1}"
         if address.text in self.by_name:
             return f"{address.text}: is a name in the file, not an address; write name:{address.text}"
+        if (layered := self._in_layers(address)) is not None:
+            return f"{address}: nothing has this address by itself; in every layer it is {layered}"
         text = str(replace(address, index=()))
         candidates = {".".join(key.split(".")[:n]) for key in self._weights for n in range(1, key.count(".") + 2)}
         return f"{address}: nothing in this model has this address{nearest(text, sorted(candidates))}"
