@@ -330,6 +330,31 @@ def test_split_files_are_one_model(tmp_path: Path) -> None:
         wk.open(tmp_path / "m-00001-of-00002.gguf")
 
 
+def test_a_split_model_is_its_whole(twins: tuple[wk.Model, Path], tmp_path: Path) -> None:
+    """Rows of Q in the second file are put in order by what only the first file says."""
+    whole = gguf.GGUFReader(twins[1])
+    halves = [whole.tensors[:10], whole.tensors[10:]]
+    for number, half in enumerate(halves):
+        writer = gguf.GGUFWriter(tmp_path / f"s-{number + 1:05}-of-00002.gguf", "llama")
+        if number == 0:
+            writer.add_head_count(4)
+            writer.add_head_count_kv(2)
+            for key, value in (("context_length", 64), ("embedding_length", 48), ("block_count", 3),
+                               ("feed_forward_length", 80), ("vocab_size", 97)):  # fmt: skip
+                writer.add_uint32(f"llama.{key}", value)
+            writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        for tensor in half:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    for name in ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf"):
+        assert wk.diff(twins[0], wk.open(tmp_path / name)).identical
+
+
 TEXTS = ["Once upon a time", "Hello, wörld! 漢字 \n two  spaces", " x", "", "a\tb", "🙂", "<s> </s>"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from weightkit import strictjson
 from weightkit.errors import FormatError, one_line
-from weightkit.formats import FORMATS, WEIGHTS, format_of, open_file
+from weightkit.formats import FORMATS, WEIGHTS, format_of, join, open_file
 from weightkit.formats.shard import ShardFile
 from weightkit.remote import is_url, mirror
 from weightkit.tensor import Source
@@ -309,6 +309,7 @@ def _collect(
     index_path: Path | None = None,
     whole: bool = True,
 ) -> Checkpoint:
+    shards = join(shards)
     tensors: dict[str, Source] = {}
     for shard in shards:
         twice = next((name for name in shard.tensors if name in tensors), None)

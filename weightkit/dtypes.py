@@ -130,18 +130,22 @@ def _odd_float32(values: Array) -> Array:
 
 
 def _widened(name: str, raw: Array) -> Array:
-    """Blocks of a type of GGUF, uint8 [n], to float32, flat."""
+    """Blocks of a type of GGUF, uint8 [n], to float32, flat. FormatError for a type that cannot be read.
+
+    A file may hold NaN or infinity as the scale of a block, which is no surprise here.
+    """
     import gguf
 
-    kind = gguf.GGMLQuantizationType[name]
-    if not raw.size:
-        return np.empty(0, np.float32)
-    blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
-    with np.errstate(all="ignore"):  # scales of strangers can be NaN
-        try:
-            return np.asarray(gguf.dequantize(blocks, kind), np.float32).reshape(-1)
-        except NotImplementedError:
-            raise FormatError(f"{name} blocks cannot be read: how they are unpacked is not known") from None
+    try:
+        kind = gguf.GGMLQuantizationType[name]
+        wide = 64 * gguf.GGML_QUANT_SIZES[kind][1]  # rows of one block would take ten times as long
+        cut = raw.size // wide * wide
+        parts = [part for part in (raw[:cut].reshape(-1, wide), raw[cut:].reshape(1, -1)) if part.size]
+        with np.errstate(all="ignore"):
+            numbers = [gguf.dequantize(part, kind) for part in parts]
+    except (KeyError, NotImplementedError):
+        raise FormatError(f"tensors of type {name} are listed and counted, but cannot be read: convert them") from None
+    return np.concatenate([np.asarray(n, np.float32).reshape(-1) for n in numbers] or [np.empty(0, np.float32)])
 
 
 def _ml_type(name: str) -> Any:

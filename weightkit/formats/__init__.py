@@ -73,6 +73,15 @@ def open_file(path: Path, name: str | None = None) -> ShardFile:
     return shard
 
 
+def join(shards: list[ShardFile]) -> list[ShardFile]:
+    """The files of one model, which may say something for one another."""
+    if len(shards) < 2:
+        return shards
+    module = format_of(shards[0].path, shards[0].name).load()
+    joined: list[ShardFile] = module.join(shards) if hasattr(module, "join") else shards
+    return joined
+
+
 def faults(shard: ShardFile) -> Iterator[str]:
     """What the checksums of a file say against it, read as a whole. Nothing where a format has none."""
     check = getattr(format_of(shard.path, shard.name).load(), "faults", None)

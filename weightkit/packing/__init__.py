@@ -45,19 +45,29 @@ SCHEMES = (
         _PACKED,
         (_SCALE, _OUTER),
         (),
-        partial(floats.fp4, _PACKED, 16),
-        partial(floats.fp4_rows, _PACKED, _OUTER),
+        partial(floats.small, 4, _PACKED, 16, _OUTER),
+        partial(floats.small_rows, _PACKED, _OUTER),
     ),
     Scheme(
         "ModelOpt-FP4",
         ".weight",
         (_SCALE, ".weight_scale_2"),
         (),
-        partial(floats.fp4, ".weight", 16),
-        partial(floats.fp4_rows, ".weight", ".weight_scale_2"),
+        partial(floats.small, 4, ".weight", 16, ".weight_scale_2"),
+        partial(floats.small_rows, ".weight", ".weight_scale_2"),
     ),
     Scheme("packed-int", _PACKED, (_SCALE,), _OFFSETS, integers.packed, integers.packed_rows),
-    Scheme("MXFP4", _PACKED, (_SCALE,), (), partial(floats.fp4, _PACKED, 32), partial(floats.fp4_rows, _PACKED, "")),
+    *(
+        Scheme(
+            f"MXFP{bits}",
+            _PACKED,
+            (_SCALE,),
+            (),
+            partial(floats.small, bits, _PACKED, 32, ""),
+            partial(floats.small_rows, _PACKED, ""),
+        )
+        for bits in (6, 4)
+    ),
     Scheme(
         "scaled",
         ".weight",

@@ -15,7 +15,7 @@ from weightkit.packing.packed import (
     Settings,
     fault,
     numbers,
-    require,
+    require_numbers,
     rows_of,
 )
 from weightkit.tensor import Source
@@ -31,18 +31,16 @@ def four(base: str, t: Parts, _: Settings) -> Made:
         return None
     shape, block, nested, _offset = _state(state)
     size = math.prod(shape)
-    if math.prod(weight.shape) != -(-size // 2) or weight.dtype.name != "U8":
-        raise fault(weight, f"{base} of shape {list(shape)} needs {-(-size // 2):,} bytes of U8")
-    require(t[".weight.quant_map"], (16,))
-    if math.prod(t[".weight.absmax"].shape) != -(-size // block):
-        raise fault(t[".weight.absmax"], f"needs one scale for every {block} of {size:,} numbers")
-    if nested and not {".weight.nested_absmax", ".weight.nested_quant_map"} <= set(t):
-        raise fault(state, "speaks of nested scales, which are not there")
+    if 0 in shape or weight.dtype.packed or weight.nbytes != -(-size // 2):  # bnb_4bit_quant_storage: any type
+        raise fault(weight, f"{base} of shape {list(shape)} needs {-(-size // 2):,} bytes")
+    blocks = -(-size // block)
+    require_numbers(t[".weight.quant_map"], 16)
     if nested:
-        require(t[".weight.nested_quant_map"], (256,))
-        require(t[".weight.absmax"], t[".weight.absmax"].shape, "U8")
-    elif t[".weight.absmax"].dtype.kind != "float":
-        raise fault(t[".weight.absmax"], "are whole numbers, and no state says what they stand for")
+        if not {".weight.nested_absmax", ".weight.nested_quant_map"} <= set(t):
+            raise fault(state, "speaks of nested scales, which are not there")
+        require_numbers(t[".weight.nested_quant_map"], 256)
+        require_numbers(t[".weight.nested_absmax"], -(-blocks // nested))
+    require_numbers(t[".weight.absmax"], blocks, *(("U8",) if nested else ()))
     return shape, 4, (block, nested)
 
 
@@ -50,7 +48,7 @@ def _state(state: Source) -> tuple[tuple[int, ...], int, int, float]:
     """(shape, block size, block size of nested scales or 0, their offset)."""
     size = math.prod(state.shape)
     try:
-        if size > MOST_STATE:
+        if size > MOST_STATE or state.dtype.name != "U8":
             raise ValueError
         value = json.loads(state.read(0, size).tobytes())
         shape, block, nested = tuple(value["shape"]), value["blocksize"], value.get("nested_blocksize") or 0
@@ -58,7 +56,7 @@ def _state(state: Source) -> tuple[tuple[int, ...], int, int, float]:
         offset = float(value.get("nested_offset") or 0.0)
         if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers) or not block or not shape:
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise fault(state, "is not a state of bitsandbytes") from None
     return shape, block, nested, offset
 
@@ -67,19 +65,19 @@ def four_rows(p: Packed, first: int, last: int) -> Array:
     """value = book[q] × scale, and the scales themselves may be packed in the same way."""
     block, nested = p.options
     t = p.parts
-    row = math.prod(p.shape[1:])
+    row = p.shape[-1] if len(p.shape) > 1 else 1
     start, stop = first * row, last * row
-    raw = t[".weight"].read(start // 2, -(-stop // 2))
-    pairs = np.stack([raw >> 4, raw & 15], axis=-1).reshape(-1)[start % 2 :][: stop - start]
-    code = numbers(t[".weight.quant_map"])
+    each = t[".weight"].dtype.bits // 4  # numbers in one stored element
+    raw = t[".weight"].read(start // each, -(-stop // each)).view(np.uint8)
+    pairs = np.stack([raw >> 4, raw & 15], axis=-1).reshape(-1)[start % each :][: stop - start]
+    code = numbers(t[".weight.quant_map"]).reshape(-1)
     low, high = start // block, -(-stop // block)
     stored = t[".weight.absmax"].read(low, high)
     if nested:
         state = next(source for ending, source in p.stored if ".quant_state." in ending)
-        outer = numbers(t[".weight.nested_absmax"]).reshape(-1)
-        index = np.arange(low, high) // nested
-        if index.size and index[-1] >= outer.size:
-            raise fault(t[".weight.nested_absmax"], "has too few scales")
+        of_outer = t[".weight.nested_absmax"]
+        outer = of_outer.dtype.decode(of_outer.read(low // nested, -(-high // nested)))
+        index = np.arange(low, high) // nested - low // nested
         inner = numbers(t[".weight.nested_quant_map"]).reshape(-1)
         offset = np.float32(_state(state)[3])
         absmax = np.asarray(inner[stored] * outer[index] + offset, np.float32)
@@ -94,13 +92,19 @@ def eight(_: str, t: Parts, __: Settings) -> Made:
     weight = t[".weight"]
     if weight.dtype.name != "I8" or len(weight.shape) != 2:
         return None
-    if math.prod(t[".SCB"].shape) != weight.shape[0]:
-        raise fault(t[".SCB"], f"needs one scale for each of {weight.shape[0]} rows")
+    require_numbers(t[".SCB"], weight.shape[0])
+    form = t.get(".weight_format")
+    if form is not None:
+        require_numbers(form, 1, "U8", "I8", "I32", "I64")
     return weight.shape, 8, ()
 
 
 def eight_rows(p: Packed, first: int, last: int) -> Array:
     """value = q × scale of the row ÷ 127."""
     t = p.parts
+    form = t.get(".weight_format")
+    if form is not None and form.read(0, 1)[0] != 0:  # the tiles of old GPUs, which bitsandbytes reads no more
+        raise fault(form, f"is {form.read(0, 1)[0]}: only weights in rows (0) can be read")
     scale = t[".SCB"].dtype.decode(t[".SCB"].read(first, last))
-    return np.asarray(rows_of(t[".weight"], first, last) * (scale[:, None] / np.float32(127)), np.float32)
+    value = rows_of(t[".weight"], first, last) * scale.astype(np.float32)[:, None]
+    return np.asarray(value * np.float32(1 / 127), np.float32)

@@ -12,10 +12,11 @@ import numpy as np
 
 from weightkit.dtypes import Array, DType
 from weightkit.errors import FormatError
-from weightkit.tensor import BLOCK, Region, Source, read_region, whole
+from weightkit.tensor import BLOCK, Source
 
 Parts = Mapping[str, Source]  # the tensors of a packed matrix by the ending of their names
 Settings = Mapping[str, Any]  # the config's quantization_config
+MOST_ROW = 1 << 22  # numbers in a row: one at a time is unpacked in memory
 Made = tuple[tuple[int, ...], int, tuple[int, ...]] | None  # logical shape, bits, options; None: not of this scheme
 
 
@@ -27,7 +28,7 @@ class Packed:
     dtype: DType
     shape: tuple[int, ...]
     stored: tuple[tuple[str, Source], ...]  # by the ending of their names
-    rows: Callable[[Packed, int, int], Array]  # rows of the matrix, first to last, float32
+    rows: Callable[[Packed, int, int], Array]  # some rows, first to last, of the matrix or of a flattened stack
     options: tuple[int, ...] = ()  # what the scheme needs besides: bits, group sizes
 
     @property
@@ -47,13 +48,18 @@ class Packed:
 
     def read(self, start: int, stop: int) -> Array:
         """Numbers `start` to `stop` of the flattened matrix, as a new float32 array."""
-        row = math.prod(self.shape[1:])
         result = np.empty(stop - start, np.float32)
-        step = max(1, BLOCK // max(row, 1))
-        for first in range(start // row if row else 0, -(-stop // row) if row else 0, step):
+        row = self.shape[-1] if len(self.shape) > 1 else 1
+        if row > MOST_ROW:
+            raise fault(self.stored[0][1], f"a row of {row:,} numbers is too long to unpack")
+        if stop <= start:
+            return result
+        step = max(1, BLOCK // row)
+        for first in range(start // row, -(-stop // row), step):
             last = min(first + step, -(-stop // row))
             low, high = max(start, first * row), min(stop, last * row)
-            rows = self.rows(self, first, last).reshape(-1)
+            with np.errstate(all="ignore"):  # scales of strangers can be NaN, or overflow
+                rows = self.rows(self, first, last).reshape(-1)
             result[low - start : high - start] = rows[low - first * row : high - first * row]
         return result
 
@@ -103,19 +109,33 @@ def number(settings: Mapping[str, Any], key: str, default: int, most: int = 1 <<
     return value
 
 
+def require_numbers(source: Source, size: int, *kinds: str) -> None:
+    """Raise FormatError unless a tensor holds this many numbers, of one of these types or else floats."""
+    fits = source.dtype.name in kinds if kinds else source.dtype.kind == "float" and not source.dtype.packed
+    if math.prod(source.shape) != size or not fits:
+        want = " or ".join(kinds) or "floats"
+        raise fault(source, f"is {source.dtype.name} {list(source.shape)}, its packing needs {size:,} {want}")
+
+
 def rows_of(source: Source, first: int, last: int) -> Array:
-    """Stored elements of some rows, all of a tensor whose first axis is not the matrix's rows."""
-    return read_region(source, (slice(first, last, 1), *whole(source.shape[1:])))
+    """Stored elements of some rows; those of a stack of matrices are counted through."""
+    row = source.shape[-1]
+    return source.read(first * row, last * row).reshape(last - first, row)
 
 
 def columns_of(source: Source, first: int, last: int) -> Array:
-    """Stored elements of some columns of a matrix."""
-    return read_region(source, (slice(0, source.shape[0], 1), slice(first, last, 1)))
+    """Stored elements of some columns of a matrix: on the memory map, as each row has only a few of them."""
+    return np.ascontiguousarray(source.mapped()[:, first:last])
 
 
-def numbers(source: Source, region: Region | None = None) -> Array:
-    """Decoded numbers, float32."""
-    return source.dtype.decode(read_region(source, whole(source.shape) if region is None else region))
+def numbers(source: Source) -> Array:
+    """All decoded numbers, float32."""
+    return source.dtype.decode(source.read(0, math.prod(source.shape)).reshape(source.shape))
+
+
+def unpack_columns(words: Array, bits: int, count: int) -> Array:
+    """Small numbers from words that go on down the columns, lowest bits first: uint8 [count, columns]."""
+    return unpack_bits(np.ascontiguousarray(words.T), bits)[:, :count].T
 
 
 def unpack_bits(words: Array, bits: int) -> Array:
@@ -131,7 +151,18 @@ def unpack_bits(words: Array, bits: int) -> Array:
     return (grouped << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
 
 
-def spread(scale: Array, width: int) -> Array:
-    """Scales of groups [rows, groups], each for its share of `width` numbers: [rows, width]."""
-    groups = scale.shape[-1]
-    return scale if groups == width else np.repeat(scale, -(-width // groups), axis=-1)[..., :width]
+def group_of(source: Source, settings: Settings, width: int, groups: int) -> int:
+    """How many numbers of a row of `width` share one of its `groups` scales; the last may have fewer."""
+    size = number(settings, "group_size", -1)
+    if size > 0 and -(-width // size) == groups:
+        return size
+    if not groups or width % groups:
+        raise fault(source, f"{groups:,} groups do not fit rows of {width:,} numbers")
+    return max(1, width // groups)
+
+
+def spread(scale: Array, group: int, width: int) -> Array:
+    """Scales of groups [rows, groups], each for its numbers: [rows, width], or [rows, 1] where there is one a row."""
+    if scale.shape[-1] == 1 or group == 1:
+        return scale
+    return np.repeat(scale, group, axis=-1)[:, :width]

@@ -10,9 +10,9 @@ from typing import Any
 from weightkit.checkpoint import Checkpoint
 from weightkit.config import Config
 from weightkit.errors import SaveError
-from weightkit.formats.gguf import PERMUTED
 from weightkit.formats.gguf_config import hf_names
-from weightkit.formats.gguf_write import PLAIN, Entry, require_kind, write
+from weightkit.formats.gguf_order import PERMUTED, heads_of, permuted
+from weightkit.formats.gguf_write import Named, blocks_fit, require_type, writable_types, write
 from weightkit.registry import Registry
 from weightkit.tensor import Source
 
@@ -33,24 +33,23 @@ def write_gguf(
         what = config.model_type if config else "a model of an unknown family"
         raise SaveError(f"{what} cannot be written as GGUF; {', '.join(WRITTEN)} can")
     architecture = WRITTEN[config.model_type]
-    kind = require_kind(dtype) if dtype else None
+    kind = require_type(dtype) if dtype else None
     named = dict(tensors)
     names = hf_names(architecture, config.layers, named)
     missing = next((name for name in named if name not in names), None)
     if missing is not None:
         raise SaveError(f"{missing}: GGUF files of {architecture} models have no such tensor")
     entries = [_entry(names[name], source, kind, config, architecture) for name, source in named.items()]
-    write(path, architecture, entries, {**_metadata(config, architecture, kind), **_tokenizer(checkpoint, config)})
+    metadata = {"general.architecture": architecture, **_metadata(config, architecture, kind)}
+    write(path, entries, {**metadata, **_tokenizer(checkpoint, config)})
 
 
-def _entry(name: str, source: Source, kind: str | None, config: Config, architecture: str) -> Entry:
-    own = source.dtype.name if source.dtype.name in PLAIN else "F32"
-    vector = len(source.shape) < 2
-    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}.get(name.split(".")[-2], 0)
-    if architecture not in PERMUTED:
-        heads = 0
-    entry = Entry(name, source, "F32" if vector else kind or own, heads)
-    return entry if entry.blocks_fit else Entry(name, source, "F16", heads)  # as llama.cpp does with odd widths
+def _entry(name: str, source: Source, kind: str | None, config: Config, architecture: str) -> Named:
+    own = source.dtype.name if source.dtype.name in writable_types() and not source.dtype.packed else "F32"
+    kind = "F32" if len(source.shape) < 2 else kind or own
+    heads = heads_of(name, config.heads, config.kv_heads) if architecture in PERMUTED else 0
+    source = permuted(source, heads) if heads else source
+    return name, source, kind if blocks_fit(source.shape, kind) else "F16"  # as llama.cpp does with odd widths
 
 
 def _metadata(config: Config, architecture: str, kind: str | None) -> dict[str, Any]:
