@@ -107,3 +107,5 @@ def _print_plan(plan: Plan) -> None:
         f"{units.plural(len(plan.rewritten), 'file')} to rewrite ({rewritten}), "
         f"{len(plan.linked)} to link"
     )
+    if plan.converted:
+        say("saved as safetensors: files of this format cannot be changed in place")

@@ -21,7 +21,7 @@ from weightkit.surgery.overlay import Overlay, overlays
 from weightkit.surgery.place import beside, companions, put, require_free, sync
 from weightkit.tensor import Tensor
 
-SUFFIX = ".safetensors"
+FORMAT, SUFFIX = "safetensors", ".safetensors"  # the one whose files can be changed in place
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Plan:
     tensors: list[TensorPlan]
     rewritten: dict[str, int]  # shards to copy and change, with their bytes
     linked: dict[str, int]  # shards to hardlink
+    converted: bool = False  # all is written anew, as safetensors: files of this format cannot be changed in place
 
     @property
     def elements(self) -> int:
@@ -65,12 +66,14 @@ def plan(checkpoint: Checkpoint, registry: Registry) -> Plan:
         )
         for name, overlay in changed.items()
     ]
-    touched = {home[name].name for name in changed}
+    converted = bool(changed) and checkpoint.format != FORMAT
+    touched = {shard.name for shard in checkpoint.shards} if converted else {home[name].name for name in changed}
     sizes = {shard.name: shard.path.stat().st_size for shard in checkpoint.shards}
     return Plan(
         tensors,
         {name: size for name, size in sizes.items() if name in touched},
         {name: size for name, size in sizes.items() if name not in touched},
+        converted,
     )
 
 
@@ -86,7 +89,7 @@ def save(checkpoint: Checkpoint, registry: Registry, out: str | Path, *, force: 
     if out.suffix == SUFFIX and len(checkpoint.shards) > 1:
         raise SaveError(f"{out}: the model has {len(checkpoint.shards)} files; name a folder to save it in")
     changed = overlays(registry)
-    if checkpoint.format != "safetensors":  # whose files cannot be patched in place
+    if checkpoint.format != FORMAT:
         return convert(checkpoint, registry, out, force=force)
     with beside(out) as scratch:
         if out.suffix == SUFFIX:
