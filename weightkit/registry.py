@@ -82,7 +82,7 @@ class Registry(Mapping[str, Weight]):
     def tied(self) -> list[list[str]]:
         """Groups of addresses that share their numbers."""
         groups: dict[str, list[str]] = {}
-        for weight in self._weights.values():
+        for weight in self._all.values():
             if weight.tied_to:
                 groups.setdefault(weight.tied_to, [weight.tied_to]).append(weight.address)
         return list(groups.values())

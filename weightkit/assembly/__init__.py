@@ -51,9 +51,12 @@ _MASK = re.compile(
 )
 
 
+_ENDINGS = ("bias", "mask", "tril", "inv_freq", "position_ids")  # a look at these saves most searches
+
+
 def _is_mask(name: str, tensor: Source) -> bool:
     """Whether a tensor is a causal mask or the like, in a model of any make: named so, and no vector."""
-    return bool(_MASK.search(name)) and (len(tensor.shape) != 1 or "inv_freq" in name)
+    return name.endswith(_ENDINGS) and bool(_MASK.search(name)) and (len(tensor.shape) != 1 or "inv_freq" in name)
 
 
 def _with_config(checkpoint: Checkpoint) -> Registry:

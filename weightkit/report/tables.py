@@ -41,7 +41,8 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
 
 def plain(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
     """A table as text without styles, nothing cut: what goes into a pipe, which may be a hundred thousand rows."""
-    cells = [tuple(map(printable, row)) for row in ([c.title for c in columns], *rows)]
+    texts = (tuple(row) for row in ([c.title for c in columns], *rows))
+    cells = [row if "".join(row).isprintable() else tuple(map(printable, row)) for row in texts]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     line = GAP.join(f"{{:{'>' if c.right else '<'}{width}}}" for c, width in zip(columns, widths, strict=True))
     return "".join(line.format(*row).rstrip() + "\n" for row in cells)
