@@ -268,7 +268,7 @@ SLOT_BREAKS: list[tuple[str, str, dict[str, Any]]] = [
     ("lm_head", "llama/tied-with-own-head", {"name": "elsewhere"}),  # the embedding would be used
 ]
 # rope and slots are broken by their own tables; the rest belongs to families that the engine does not run yet.
-UNFELT = {"model_type", "dtype", "quantization", "ignored", "rope", "slots", "renamed", "runs"} | {
+UNFELT = {"model_type", "dtype", "quantization", "ignored", "rope", "slots", "renamed", "runs", "instead"} | {
     "partial", "parts", "experts", "latent", "state_space", "vision", "decoder_layers", "embed_width",
     "position_offset", "token_types", "buckets", "mtp_layers",
 }  # fmt: skip

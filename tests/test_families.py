@@ -245,6 +245,85 @@ def test_names_of_other_eras_and_wrappers(tmp_path: Path, variant: str, old: str
     assert wk.diff(opened(tmp_path / "old", variant, tensors), model).identical
 
 
+IN_MEMORY = {  # what transformers 5 calls things in memory, and torch.save of a state_dict keeps
+    "gpt_neox": {"embed_out.": "lm_head."},
+    "mixtral": {"block_sparse_moe.gate.": "mlp.gate."},
+    "phimoe": {"block_sparse_moe.gate.": "mlp.router."},
+    "granitemoe": {
+        "block_sparse_moe.router.layer.weight": "block_sparse_moe.router.weight",
+        "block_sparse_moe.input_linear.weight": "block_sparse_moe.experts.gate_up_proj",
+        "block_sparse_moe.output_linear.weight": "block_sparse_moe.experts.down_proj",
+    },
+}
+
+
+@pytest.mark.parametrize("variant", IN_MEMORY)
+def test_names_in_memory(tmp_path: Path, variant: str) -> None:
+    tensors = random(variant)
+    renamed: Tensors = {}
+    for name, array in tensors.items():
+        for old, new in IN_MEMORY[variant].items():
+            name = name.replace(old, new)
+        renamed[name] = array
+    if variant in ("mixtral", "phimoe"):
+        for layer in range(3):
+            at = f"model.layers.{layer}."
+            w1, w2, w3 = (
+                np.stack([renamed.pop(f"{at}block_sparse_moe.experts.{e}.{w}.weight") for e in range(4)])
+                for w in ("w1", "w2", "w3")
+            )
+            renamed[at + "mlp.experts.gate_up_proj"] = np.concatenate([w1, w3], axis=1)
+            renamed[at + "mlp.experts.down_proj"] = w2
+    model = opened(tmp_path / "new", variant, renamed)
+    assert model.counts().unclaimed == []
+    assert wk.diff(opened(tmp_path / "old", variant, tensors), model).identical
+
+
+HEADS_OF_TASKS = [
+    "score.weight",
+    "classifier.weight",
+    "classifier.bias",
+    "qa_outputs.bias",
+    "classifier.out_proj.weight",
+]
+
+
+@pytest.mark.parametrize("name", HEADS_OF_TASKS)
+@pytest.mark.parametrize("variant", ["llama", "bert"])
+def test_heads_of_tasks_are_weights(tmp_path: Path, variant: str, name: str) -> None:
+    tensors = {n: a for n, a in random(variant).items() if "lm_head" not in n and "cls." not in n}
+    head = np.ones((2, 48) if name.endswith("weight") else 2, np.float32)
+    model = opened(tmp_path, variant, tensors | {name: head})
+    assert model.counts().unclaimed == []
+    assert model.counts().total == sum(a.size for a in tensors.values()) + head.size
+    assert model[f"task.{name.removesuffix('.weight')}"].array().shape == head.shape
+    assert model.check().faults == []
+
+
+def test_an_encoder_by_itself(tmp_path: Path) -> None:
+    tensors = {name: array for name, array in random("t5").items() if not name.startswith("decoder.")}
+    model = opened(tmp_path, "t5", tensors)
+    assert model.counts().total == sum(array.size for array in tensors.values())
+    assert not any(address.startswith("decoder.") for address in model)
+
+
+def test_a_t5_that_keeps_its_embedding_in_the_decoder(tmp_path: Path) -> None:
+    tensors = random("t5")
+    moved = {name.replace("shared.", "decoder.embed_tokens."): array for name, array in tensors.items()}
+    assert wk.diff(opened(tmp_path / "a", "t5", tensors), opened(tmp_path / "b", "t5", moved)).identical
+
+
+def test_the_config_of_gemma_3_as_it_is_on_the_hub() -> None:
+    """It leaves out what its class assumes: heads, key heads, vocabulary."""
+    inner = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    config = normalise({"model_type": "gemma3", "text_config": inner}, "")
+    assert (config.heads, config.kv_heads, config.head_dim, config.vocab) == (8, 4, 256, 262_208)
+
+
+def test_a_key_that_a_family_does_not_have_says_nothing(tmp_path: Path) -> None:
+    assert opened(tmp_path, "bert", num_key_value_heads=2).counts().total == SAVED["bert"]["parameters"]
+
+
 BUFFERS: dict[str, dict[str, tuple[int, ...]]] = {
     "gpt2": {"transformer.h.0.attn.bias": (1, 1, 64, 64), "transformer.h.0.attn.masked_bias": ()},
     "gpt_neox": {

@@ -145,10 +145,15 @@ def _roles(checkpoint: Checkpoint, registry: Registry) -> Iterator[Fault]:
     for name in registry.unclaimed:
         yield Fault("tensors", name, f"is not part of a {registry.config.model_type} model of this config")
     head = registry.get("lm_head")
-    if head is None:
+    if head is None and not any(address.startswith("task.") for address in registry):
         if registry.architecture is not None and registry.architecture.has_head and not _encoder(registry):
             yield Fault("tensors", "lm_head", "is not in the files, and the config does not tie it to the embedding")
-    elif head.tied_to and head.source is not None and compare(registry[head.tied_to], head) is not None:
+    elif (
+        head is not None
+        and head.tied_to
+        and head.source is not None
+        and compare(registry[head.tied_to], head) is not None
+    ):
         yield Fault("config", "lm_head", f"tied to {head.tied_to} by the config, but different in the files")
 
 

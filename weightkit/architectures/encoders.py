@@ -165,5 +165,6 @@ FAMILIES = (
             r"^(encoder|decoder)\.embed_tokens\.weight$",
             r"\.EncDecAttention\.relative_attention_bias\.weight$",
         ),
+        instead=tuple(("shared.weight", f"{stack}.embed_tokens.weight") for stack in ("decoder", "encoder")),
     ),
 )

@@ -32,6 +32,8 @@ from weightkit.architectures.parts import (
 )
 
 MOE = LAYER + "block_sparse_moe."
+# What transformers calls it in memory, and so in a state_dict.
+_IN_MEMORY = ((".mlp.router.", ".block_sparse_moe.gate."), (".mlp.", ".block_sparse_moe."))
 W123 = ("{expert}.w1", "{expert}.w3", "{expert}.w2")  # gate, up, down
 
 
@@ -118,7 +120,9 @@ def _gpt_oss() -> Slots:
 
 
 FAMILIES = (
-    architecture("mixtral", block(ffn=(router(MOE + "gate"), *experts(MOE + "experts.", names=W123)))),
+    architecture(
+        "mixtral", block(ffn=(router(MOE + "gate"), *experts(MOE + "experts.", names=W123))), renamed=_IN_MEMORY
+    ),
     architecture(
         "qwen2_moe",
         block(
@@ -150,6 +154,7 @@ FAMILIES = (
             lm_head=head(bias="head_bias"),
         ),
         norm="layer",
+        renamed=_IN_MEMORY,
     ),
     architecture("olmoe", block(qk_norm=FLAT, ffn=(router(MLP + "gate"), *experts(MLP + "experts.")))),
     architecture(
@@ -159,6 +164,11 @@ FAMILIES = (
                 router(MOE + "router.layer"),
                 *stacked_experts(MOE + "input_linear", MOE + "output_linear"),
             )
+        ),
+        renamed=(
+            ("block_sparse_moe.router.weight", "block_sparse_moe.router.layer.weight"),
+            ("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.input_linear.weight"),
+            ("block_sparse_moe.experts.down_proj", "block_sparse_moe.output_linear.weight"),
         ),
     ),
     _deepseek("deepseek_v2", ()),

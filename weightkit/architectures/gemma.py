@@ -46,9 +46,15 @@ def _vision() -> Slots:
     )
 
 
+_OTHER_NAMES = (  # what transformers writes since version 5, and what it calls things in memory
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    *((f"vision_tower.{part}.", f"{_VISION}{part}.") for part in ("embeddings", "encoder", "post_layernorm")),
+)
+
 FAMILIES = (
     architecture("gemma"),
     architecture("gemma2", block(**_SANDWICH)),
     architecture("gemma3_text", block(qk_norm=PER_HEAD, **_SANDWICH), qk_norm=True),
-    architecture("gemma3", (*block(qk_norm=PER_HEAD, **_SANDWICH), *_vision()), qk_norm=True),
+    architecture("gemma3", (*block(qk_norm=PER_HEAD, **_SANDWICH), *_vision()), qk_norm=True, renamed=_OTHER_NAMES),
 )

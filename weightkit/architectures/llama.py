@@ -93,6 +93,7 @@ def architecture(
     norm: Literal["rms", "layer"] = "rms",
     gated: bool = True,
     qk_norm: bool = False,
+    renamed: tuple[tuple[str, str], ...] = (),
     runs: bool = False,
 ) -> Architecture:
     """A family with rotary positions whose names begin as Llama's do."""
@@ -105,6 +106,7 @@ def architecture(
         gated=gated,
         qk_norm=qk_norm,
         ignored=BUFFERS,
+        renamed=renamed,
         runs=runs,
     )
 

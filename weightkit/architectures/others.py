@@ -48,6 +48,7 @@ FAMILIES = (
         positions="rope",
         gated=False,
         ignored=BUFFERS,
+        renamed=(("lm_head.", "embed_out."),),  # as it is called in memory
     ),
     Architecture(
         model_type="opt",
@@ -55,10 +56,10 @@ FAMILIES = (
             embedding("{prefix}embed_tokens", axis="embed"),
             position("{prefix}embed_positions"),
             Slot("embed.project", "{prefix}project_in", Role.OTHER, ("residual", "embed"), when="projected"),
-            norm("layers.{layer}.attn.norm", _OPT + "self_attn_layer_norm", bias="always"),
+            norm("layers.{layer}.attn.norm", _OPT + "self_attn_layer_norm", bias="always", when="affine"),
             *separate_qkv(_OPT + "self_attn.", bias="qkv_bias"),
             output(_OPT + "self_attn.out_proj", bias="output_bias"),
-            norm("layers.{layer}.ffn.norm", _OPT + "final_layer_norm", bias="always"),
+            norm("layers.{layer}.ffn.norm", _OPT + "final_layer_norm", bias="always", when="affine"),
             *up_down(_OPT + "fc1", _OPT + "fc2", bias="ffn_bias"),
             norm("norm", "{prefix}final_layer_norm", bias="always", when="final_norm"),
             Slot("project", "{prefix}project_out", Role.OTHER, ("embed", "residual"), when="projected"),

@@ -71,6 +71,7 @@ class Architecture:
     qk_norm: bool = False  # q and k of each head are normed before they are rotated
     ignored: tuple[str, ...] = ()  # patterns of names of buffers that are not parameters
     renamed: tuple[tuple[str, str], ...] = ()  # (what a name may contain, what the slots say in its place)
+    instead: tuple[tuple[str, str], ...] = ()  # (a name that can be missing, the one that then stands for it)
     runs: bool = False  # whether the engine can run it
 
     @property

@@ -27,6 +27,8 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
     Raises ConfigError where the config and the files contradict each other.
     """
     names = Names(checkpoint, architecture)
+    if names.actual and config.decoder_layers and not any(name.startswith("decoder.") for name in names.actual):
+        config = replace(config, decoder_layers=0)  # an encoder by itself
     items = items_of(architecture, config, gguf=checkpoint.format == "gguf")
     if checkpoint.format == "gguf":
         hf = [said(item, fill) for item, fill in expand(items, config, names.prefix)]
@@ -35,6 +37,7 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
     builder = _Builder(checkpoint, config, names)
     for item, fill in expand(items, config, names.prefix):
         builder.add(item, fill)
+    builder.add_task_heads()
     weights = builder.weights
     if config.tied and "lm_head" in weights:  # the file has its own all the same, and it is what counts
         weights["lm_head"] = replace(weights["lm_head"], tied_to="embed")
@@ -96,6 +99,13 @@ def _listed(checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> dict[str, 
     }
 
 
+# Heads of classifiers and the like, as transformers calls them.
+_TASK = re.compile(
+    r"((?:score|classifier|pre_classifier|qa_outputs|classification_head|multiple_choice_head)"
+    r"(?:\.dense|\.out_proj|\.summary)?)\.(weight|bias)"
+)
+
+
 class _Builder:
     """Collects the weights of one checkpoint, checking each against the shape that the config implies."""
 
@@ -144,6 +154,17 @@ class _Builder:
             layout,
             buffer=slot.buffer,
         )
+
+    def add_task_heads(self) -> None:
+        """Add what a model has in the place of a vocab projection, or besides: no config tells its shape."""
+        for name_said, name in self.actual.items():
+            if name in self.claimed or not (match := _TASK.fullmatch(name_said)):
+                continue
+            source, bias = self.sources.get(name_said), match[2] == "bias"
+            axes = tuple(Axis("", size) for size in (source.shape if source is not None else (0,)))
+            address = f"task.{match[1]}" + (".bias" if bias else "")
+            self.weights[address] = Weight(address, name, Role.BIAS if bias else Role.OTHER, axes, None, source)
+            self.claimed.add(name)
 
     def _stored(self, item: Item, said: str) -> tuple[str, Source | None] | None:
         """The name in the files and the tensor, or what several tensors hold; None where there is none."""

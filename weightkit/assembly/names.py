@@ -18,6 +18,9 @@ class Names:
         plain = {name: _plain(name, architecture) for name in checkpoint.names if name not in checkpoint.aside}
         root, self.prefix = _prefix(plain.values(), architecture)
         self.actual = {said.removeprefix(root): name for name, said in plain.items()}  # in the file, by what slots say
+        for missing, other in architecture.instead:
+            if missing not in self.actual and other in self.actual:
+                self.actual[missing] = self.actual.pop(other)
         self._tensors = checkpoint.tensors
 
     def adopt(self, renamed: Mapping[str, str]) -> None:

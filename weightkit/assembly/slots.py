@@ -172,6 +172,8 @@ def items_of(architecture: Architecture, config: Config, *, gguf: bool) -> list[
     axes = axes_of(config)
     items = []
     for slot in architecture.slots:
+        if slot.address.startswith("decoder.") and not config.decoder_layers:
+            continue
         if slot.when not in ("", "dense", "experts", "shared_expert") and not config.has(slot.when):
             continue
         if slot.when in ("experts", "shared_expert") and config.experts is None:

@@ -77,10 +77,10 @@ def _fields(read: Reader, kind: str, defaults: Defaults) -> dict[str, Any]:
     values = read.values
     width = read.size(*_WIDTH, default=768 if kind in ("bert", "roberta", "distilbert") else None)
     layers = read.size(*_LAYERS, most=MOST_LAYERS)
-    heads = 1 if kind == "mamba" else read.size(*_HEADS)
+    heads = 1 if kind == "mamba" else read.size(*_HEADS, default=defaults.heads)
     explicit_null = "num_key_value_heads" in values
     usual = heads if explicit_null else defaults.kv_heads or heads
-    kv_heads = 1 if kind == "mamba" else read.size("num_key_value_heads", default=usual)
+    kv_heads = read.size("num_key_value_heads", default=usual) if defaults.grouped else heads
     head_dim = read.size("head_dim", "d_kv", default=defaults.head_dim or max(1, width // heads))
     given = read.get("head_dim", "d_kv")[1] is not None or defaults.head_dim is not None or kind in _OWN_HEADS
     if head_dim * heads != width and not given:
@@ -98,7 +98,7 @@ def _fields(read: Reader, kind: str, defaults: Defaults) -> dict[str, Any]:
         "kv_heads": kv_heads,
         "head_dim": head_dim,
         "ffn": read.size(*_FFN, default=2 * width if kind == "mamba" else neurons),
-        "vocab": read.size(*_VOCAB),
+        "vocab": read.size(*_VOCAB, default=defaults.vocab),
         "positions": positions,
         "activation": read.word(defaults.activation_key, "hidden_act", known=ACTIVATIONS) or defaults.activation,
         "eps": read.number(defaults.eps_key, default=defaults.eps) or 0.0,

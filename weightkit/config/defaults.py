@@ -21,7 +21,10 @@ class Defaults:
     eps_key: str = "rms_norm_eps"
     eps: float = 1e-6
     positions: int = 2048
+    heads: int | None = None  # None: a config without their number is not one
     kv_heads: int | None = None  # None: as many as heads
+    grouped: bool = True  # whether there is a key for the number of key heads
+    vocab: int | None = None
     head_dim: int | None = None  # None: width / heads
     tied: bool = False
     theta: float = 10_000.0

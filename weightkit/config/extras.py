@@ -86,10 +86,9 @@ def falcon(read: Reader, fields: Fields) -> Fields:
     norms = read.size("num_ln_in_parallel_attn", default=2 if new else 1)
     if new:
         kv_heads = read.size("num_kv_heads", "n_head_kv", default=fields["heads"])
-        part = "two_norms" if norms == 2 else "one_norm"
     else:
         kv_heads = 1 if read.flag("multi_query", default=True) else fields["heads"]
-        part = "one_norm" if parallel else "norm_before_ffn"
+    part = "norm_before_ffn" if not parallel else "two_norms" if new and norms == 2 else "one_norm"
     if fields["heads"] % kv_heads:
         raise read.fail(f"{fields['heads']} heads are not a multiple of {kv_heads} key heads")
     return {"kv_heads": kv_heads, "parts": fields["parts"] | {part, *(("one_norm",) if part != "two_norms" else ())}}
@@ -110,7 +109,7 @@ def opt(read: Reader, fields: Fields) -> Fields:
     embed_width = read.size("word_embed_proj_dim", default=fields["width"])
     before = read.flag("do_layer_norm_before", default=True)
     parts = {"projected"} if embed_width != fields["width"] else set()
-    if before and not read.flag("_remove_final_layer_norm", default=False):
+    if before and "affine" in fields["parts"] and not read.flag("_remove_final_layer_norm", default=False):
         parts.add("final_norm")
     return {"embed_width": embed_width, "position_offset": 2, "parts": fields["parts"] | parts}
 
