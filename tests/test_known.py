@@ -103,6 +103,30 @@ def test_gemma_3_keeps_all_in_every_sixth_layer() -> None:
     assert cache(config, 8192) == 2 * 4 * 256 * 2 * (29 * 1024 + 5 * 8192)
 
 
+WINDOWS: list[tuple[dict[str, Any], list[bool]]] = [  # transformers' config classes, layer by layer
+    ({"model_type": "gemma2"}, [True, False] * 3),
+    ({"model_type": "gemma2", "sliding_window_pattern": 3}, [True, False] * 3),  # a key that it does not have
+    ({"model_type": "gemma3_text"}, [True] * 5 + [False]),
+    ({"model_type": "gemma3_text", "sliding_window_pattern": 2}, [True, False] * 3),
+    ({"model_type": "cohere2"}, [True, True, True, False, True, True]),
+    ({"model_type": "olmo3"}, [True, True, True, False, True, True]),
+    ({"model_type": "gpt_oss"}, [True, False] * 3),
+    ({"model_type": "mistral"}, [True] * 6),
+    ({"model_type": "phi3"}, [False] * 6),
+    ({"model_type": "qwen3"}, [False] * 6),
+    ({"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 4}, [False] * 4 + [True] * 2),
+    ({"model_type": "qwen3_moe", "use_sliding_window": True, "max_window_layers": 4}, [True] * 6),
+    ({"model_type": "qwen2_moe", "use_sliding_window": True, "max_window_layers": 4}, [True, False] * 2 + [False] * 2),
+]
+
+
+@pytest.mark.parametrize(("changes", "slides"), WINDOWS)
+def test_which_layers_slide(changes: dict[str, Any], slides: list[bool]) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 97, "num_experts_per_tok": 2}  # fmt: skip
+    assert [window is not None for window in normalise(sizes | changes, "").windows] == slides
+
+
 def test_where_there_is_no_formula_there_is_a_reason() -> None:
     mamba = normalise({"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280}, "")
     assert costs.kv_cache(mamba, 100) is None

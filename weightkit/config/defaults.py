@@ -33,6 +33,9 @@ class Defaults:
     windows: Literal["never", "all layers", "asked for", "all but every nth"] = "never"
     sliding_window: int | None = None
     full_every: int = 1  # the n of "all but every nth"
+    full_every_key: str = ""  # the key that says otherwise
+    # Of those asked for without layer_types: from max_window_layers on, the even ones below it, or all.
+    asked: Literal["from", "even below", "all"] = "from"
     ffn_ratio: int | None = None  # FFN neurons per width, where no key gives their number
     qkv_bias: Rule = False
     output_bias: Rule = False

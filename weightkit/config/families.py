@@ -46,7 +46,9 @@ DEFAULTS: dict[str, Defaults] = {
             extra=extras.qwen_moe(60, 4, 1408, 5632),
             **{**_QWEN, "qkv_bias": ("qkv_bias", True)},
         ),
-        Defaults("qwen3_moe", kv_heads=4, extra=extras.qwen_moe(128, 8, 768, 0), **_ATTENTION_BIAS, **_QWEN),
+        Defaults(
+            "qwen3_moe", kv_heads=4, extra=extras.qwen_moe(128, 8, 768, 0), asked="all", **_ATTENTION_BIAS, **_QWEN
+        ),
         Defaults("gemma", kv_heads=16, **{**_GEMMA, **_ATTENTION_BIAS}),
         Defaults(
             "gemma2",
@@ -69,6 +71,7 @@ DEFAULTS: dict[str, Defaults] = {
                 windows="all but every nth",
                 sliding_window=4096,
                 full_every=6,
+                full_every_key="sliding_window_pattern",
                 extra=extras.gemma3,
                 **{**_GEMMA, "positions": 131_072},
                 **_ATTENTION_BIAS,
@@ -229,6 +232,7 @@ DEFAULTS: dict[str, Defaults] = {
             windows="all but every nth",
             sliding_window=4096,
             full_every=4,
+            full_every_key="sliding_window_pattern",
             **_ATTENTION_BIAS,
         ),
         Defaults("granite", ffn_bias="mlp_bias", **_ATTENTION_BIAS),

@@ -75,12 +75,13 @@ def windows(read: Reader, layers: int, defaults: Defaults) -> tuple[int | None, 
 def _pattern(read: Reader, layers: int, defaults: Defaults) -> list[bool]:
     """Which layers slide where no layer_types says so."""
     if defaults.windows == "all but every nth":
-        every = read.size("sliding_window_pattern", "_sliding_window_pattern", default=defaults.full_every)
+        key = defaults.full_every_key
+        every = read.size(key, f"_{key}", default=defaults.full_every) if key else defaults.full_every
         return [(layer + 1) % every != 0 for layer in range(layers)]
     first = int(read.number("max_window_layers", default=28) or 0)
-    if defaults.model_type == "qwen2_moe":  # the one family that counts them from below
+    if defaults.asked == "even below":
         return [layer < first and layer % 2 == 0 for layer in range(layers)]
-    return [layer >= first for layer in range(layers)]
+    return [layer >= first or defaults.asked == "all" for layer in range(layers)]
 
 
 def attention_types(read: Reader, layers: int) -> tuple[int | None, ...]:
