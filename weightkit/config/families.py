@@ -44,7 +44,9 @@ DEFAULTS: dict[str, Defaults] = {
             "qwen2_moe",
             kv_heads=16,
             extra=extras.qwen_moe(60, 4, 1408, 5632),
-            **{**_QWEN, "qkv_bias": ("qkv_bias", True)},
+            qkv_bias=("qkv_bias", True),
+            asked="even below",
+            **_QWEN,
         ),
         Defaults(
             "qwen3_moe", kv_heads=4, extra=extras.qwen_moe(128, 8, 768, 0), asked="all", **_ATTENTION_BIAS, **_QWEN
