@@ -225,3 +225,10 @@ def test_more_than_4_gigabytes(tmp_path: Path) -> None:
     loaded = torch.load(path, mmap=True)
     assert loaded["a"][-3:].tolist() == a.read(a.size - 3, a.size).tolist() == [0, 0x11, 0x22]
     assert loaded["b"].tolist() == b.mapped().tolist() == [0x11, 0x22, 0, 0]
+
+
+def test_the_version_of_torch_beside_the_weights(tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"w": torch.ones(2), "version": torch.__version__}, tmp_path / "x.pt")
+    assert set(open_file(tmp_path / "x.pt").tensors) == {"w"}

@@ -201,6 +201,7 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "torch._tensor _rebuild_from_type_v2": _from_type,
     "torch Size": _size,
     "torch device": _inert("torch.device"),
+    "torch.torch_version TorchVersion": _inert("torch.__version__"),
     "torch.serialization _get_layout": _inert("torch.layout"),
     "collections OrderedDict": _dict,
     "collections defaultdict": _default_dict,
