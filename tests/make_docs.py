@@ -11,11 +11,12 @@ from weightkit.config.families import ALIASES, DEFAULTS
 from weightkit.formats import FORMATS, Format
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-NORMS = {"rms": "RMS", "layer": "LayerNorm"}
+NORMS = {"rms": "RMS", "rms + 1": "RMS, stored less 1", "layer": "LayerNorm"}
 POSITIONS = {
     "rope": "rotary",
     "learned": "learned",
     "alibi": "ALiBi",
+    "scaled alibi": "ALiBi",
     "relative": "relative",
     "none": "none",
 }
@@ -23,7 +24,7 @@ POSITIONS = {
 
 def families() -> str:
     """The page of families."""
-    titles = ("model_type", "norm", "positions", "Q, K, V in the file", "FFN", "runs")
+    titles = ("model_type", "norm", "positions", "Q, K, V in the file", "FFN")
     table = _table(titles, (_family(ARCHITECTURES[kind]) for kind in sorted(ARCHITECTURES)))
     aliases = ", ".join(f"`{old}` is read as `{new}`" for old, new in ALIASES.items())
     return HEAD_FAMILIES.format(table=table, aliases=aliases)
@@ -36,13 +37,13 @@ def _family(family: Architecture) -> tuple[str, ...]:
         _positions(family),
         _attention(family),
         _ffn(family),
-        "yes" if family.runs else "not yet",
     )
 
 
 def _positions(family: Architecture) -> str:
-    windows = DEFAULTS[family.model_type].windows
-    return POSITIONS[family.positions] + ("" if windows == "never" else ", sliding windows")
+    defaults = DEFAULTS[family.model_type]
+    windows = defaults.windows
+    return POSITIONS[defaults.position_kind] + ("" if windows == "never" else ", sliding windows")
 
 
 def _attention(family: Architecture) -> str:

@@ -48,7 +48,8 @@ def test_a_llama() -> None:
         activation="silu",
         eps=1e-6,
         tied=False,
-        rope=Rope(original_positions=64),
+        rope=Rope(dims=12, original_positions=64),
+        attention_scale=12**-0.5,
         windows=(None, None, None),
         dtype="bfloat16",
     )
@@ -57,7 +58,13 @@ def test_a_llama() -> None:
 def test_a_gpt2() -> None:
     c = config("gpt2")
     assert (c.width, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn, c.positions) == (48, 3, 4, 4, 12, 192, 64)
-    assert (c.activation, c.eps, c.tied, c.scale_attention, c.scale_by_layer) == ("gelu_new", 1e-5, True, True, False)
+    assert (c.activation, c.eps, c.tied, c.attention_scale, c.scale_by_layer) == (
+        "gelu_new",
+        1e-5,
+        True,
+        12**-0.5,
+        False,
+    )
     assert (c.qkv_bias, c.output_bias, c.ffn_bias) == (True, True, True)
 
 
@@ -126,7 +133,7 @@ def test_old_and_new_keys_give_equal_configs(old: dict[str, Any], new: dict[str,
     ],
 )
 def test_every_type_of_rope(block: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert config("llama", rope_scaling=block).rope == Rope(**{"original_positions": 64, **expected})
+    assert config("llama", rope_scaling=block).rope == Rope(**{"dims": 12, "original_positions": 64, **expected})
 
 
 def test_the_original_context_at_the_top_goes_before_the_one_in_the_block() -> None:
@@ -208,7 +215,7 @@ def test_qwen_windows_by_layer(family: str, keys: dict[str, Any], windows: tuple
         ("gpt2", {"n_inner": ...}, {"ffn": 192}),
         ("gpt2", {"n_positions": ...}, {"positions": 1024}),
         ("gpt2", {"tie_word_embeddings": False}, {"tied": False}),
-        ("gpt2", {"scale_attn_weights": False}, {"scale_attention": False}),
+        ("gpt2", {"scale_attn_weights": False}, {"attention_scale": 1.0}),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, {"scale_by_layer": True}),
         ("gpt2", {"layer_norm_epsilon": ..., "activation_function": ...}, {"eps": 1e-5, "activation": "gelu_new"}),
         ("llama", {"rms_norm_eps": ..., "hidden_act": ...}, {"eps": 1e-6, "activation": "silu"}),
@@ -356,7 +363,7 @@ def test_differences_are_of_what_is_computed() -> None:
         ("llama-3.2-3b-pertensor", {"tied": True, "layers": 28, "head_dim": 128}),
         (
             "mistral-7b-v0.3",
-            {"windows": (None,) * 32, "rope": Rope(theta=1e6, original_positions=32_768)},
+            {"windows": (None,) * 32, "rope": Rope(theta=1e6, dims=128, original_positions=32_768)},
         ),
         ("mistral-devstral-24b", {"head_dim": 128, "width": 5120, "heads": 32}),
         ("qwen2-cogito-14b", {"windows": (None,) * 48, "qkv_bias": True, "vocab": 151_665}),
@@ -371,4 +378,4 @@ def test_real_configs(shared: Path, name: str, expected: dict[str, Any]) -> None
 
 def test_the_rope_of_llama_3_1(shared: Path) -> None:
     found = normalise(json.loads((shared / "configs" / "llama-3.1-70b" / "config.json").read_text()), "config.json")
-    assert found.rope == Rope("llama3", 5e5, factor=8.0, original_positions=8192)
+    assert found.rope == Rope("llama3", 5e5, dims=128, factor=8.0, original_positions=8192)

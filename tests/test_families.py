@@ -355,7 +355,7 @@ def test_layers_of_multi_token_prediction_are_ignored(tmp_path: Path) -> None:
 
 def test_a_correction_of_the_router_is_a_buffer_with_an_address(tmp_path: Path) -> None:
     model = opened(tmp_path, "deepseek_v3")
-    bias = model.registry["layers.2.ffn.router.bias"]
+    bias = model.registry["layers.2.ffn.router.correction"]
     assert (bias.shape, bias.parameters()) == ((8,), 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import weightkit as wk
 from tests import tiny
 from weightkit.config import Config, Rope, normalise
 from weightkit.engine import attention as room
-from weightkit.engine.attention import attention, mask
+from weightkit.engine.attention import Scores, attention, mask
 from weightkit.engine.functions import ACTIVATIONS, erf, layer_norm, linear, log_softmax, rms_norm, sigmoid, softmax
 from weightkit.engine.positions import depends_on_length, inverse_frequencies, rotate, rotation
 
@@ -139,7 +140,7 @@ def ropes(draw: st.DrawFn, kind: str) -> tuple[Rope, int, int, int]:
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_frequencies_follow_their_formula(kind: str, data: st.DataObject) -> None:
     rope, dim, most, length = data.draw(ropes(kind))
-    frequencies, factor = inverse_frequencies(rope, dim, most, length)
+    frequencies, factor = inverse_frequencies(replace(rope, dims=dim), most, length)
     want, scale = ORACLES[kind](rope, dim, most, length)
     assert frequencies.dtype == np.float64
     np.testing.assert_allclose(frequencies, want, rtol=1e-10)
@@ -150,7 +151,7 @@ def test_frequencies_follow_their_formula(kind: str, data: st.DataObject) -> Non
 def test_without_a_factor_it_is_the_growth_of_the_context(kind: str) -> None:
     pairs = (1.0, 2.0)
     rope = Rope(type=kind, original_positions=16, short_factor=pairs, long_factor=pairs)  # type: ignore[arg-type]
-    got, want = inverse_frequencies(rope, 4, 128, 9), ORACLES[kind](rope, 4, 128, 9)
+    got, want = inverse_frequencies(replace(rope, dims=4), 128, 9), ORACLES[kind](rope, 4, 128, 9)
     np.testing.assert_allclose(got[0], want[0], rtol=1e-12)
     assert got[1] == pytest.approx(want[1])
     assert got[1] > 1
@@ -159,7 +160,7 @@ def test_without_a_factor_it_is_the_growth_of_the_context(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["yarn", "longrope"])
 def test_an_attention_factor_of_zero_is_zero(kind: str) -> None:
     rope = Rope(type=kind, original_positions=16, attention_factor=0.0, short_factor=(1.0,), long_factor=(1.0,))  # type: ignore[arg-type]
-    assert inverse_frequencies(rope, 2, 64, 9)[1] == 0
+    assert inverse_frequencies(replace(rope, dims=2), 64, 9)[1] == 0
 
 
 def test_llama_3_1_as_published() -> None:
@@ -167,7 +168,7 @@ def test_llama_3_1_as_published() -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
     scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope = config(rope_theta=5e5, rope_scaling=scaling).rope
-    frequencies, _ = inverse_frequencies(rope, 128, 131_072, 10)
+    frequencies, _ = inverse_frequencies(replace(rope, dims=128), 131_072, 10)
     before = 5e5 ** (-np.arange(64) / 64)
     ratio = before / frequencies
     np.testing.assert_allclose(ratio[:29], 1, rtol=1e-12)
@@ -181,7 +182,7 @@ def test_what_depends_on_the_length_says_so(kind: str) -> None:
     rope = Rope(type=kind, factor=2.0, original_positions=10, **pairs)  # type: ignore[arg-type]
     seen: dict[float, F64] = {}
     for length in range(1, 40):
-        frequencies, _ = inverse_frequencies(rope, 4, 20, length)
+        frequencies, _ = inverse_frequencies(replace(rope, dims=4), 20, length)
         key = depends_on_length(rope, 20, length)
         assert np.array_equal(seen.setdefault(key, frequencies), frequencies)
     assert len({tuple(f) for f in seen.values()}) == len(seen) == {"dynamic": 20, "longrope": 2}[kind]
@@ -210,19 +211,19 @@ def test_rotation_is_a_complex_product_of_halves(half: int) -> None:
 
 
 def test_angles_are_position_times_frequency_from_any_start() -> None:
-    cos, sin = rotation(config(), 4000)
+    cos, sin = rotation(Rope(dims=12), 64, 4000)
     frequencies = np.array(plain(Rope(), 12))
     angles = np.arange(4000)[:, None] * frequencies
     np.testing.assert_allclose(cos, np.cos(angles), atol=1e-7)
     np.testing.assert_allclose(sin, np.sin(angles), atol=1e-7)
-    later = rotation(config(), 4000, 3990)
+    later = rotation(Rope(dims=12), 64, 4000, 3990)
     assert np.array_equal(later[0], cos[3990:])
     assert np.array_equal(later[1], sin[3990:])
 
 
 def test_products_depend_on_distance_only() -> None:
     q, k = np.random.default_rng(0).standard_normal((2, 12)).astype(np.float32)
-    cos, sin = rotation(config(), 60)
+    cos, sin = rotation(Rope(dims=12), 64, 60)
     at = [rotate(x[None], cos, sin) for x in (np.tile(q, (60, 1)), np.tile(k, (60, 1)))]
     scores = (at[0] @ at[1].swapaxes(-1, -2))[0]
     for distance in (0, 1, 17):
@@ -258,7 +259,7 @@ def test_attention_in_blocks_is_plain_attention(
     q = random.standard_normal((2, 6, t, 4)).astype(np.float32)
     k, v = random.standard_normal((2, 2, kv_heads, 12, 4)).astype(np.float32)
     before = q.copy()
-    got = attention(q, k, v, 0.7, window)
+    got = attention(q, k, v, Scores(0.7, window))
     np.testing.assert_allclose(got, plain_attention(q, k, v, 0.7, window), atol=2e-6)
     assert got.dtype == np.float32
     assert np.array_equal(q, before)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from weightkit.assembly import open_registry
 from weightkit.checkpoint import Checkpoint, open_checkpoint
 from weightkit.config import Config
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from weightkit.engine.tokenizer import Tokenizer
     from weightkit.surgery.edits import Edit
     from weightkit.surgery.save import Plan
+
+Ids = Sequence[int] | Sequence[Sequence[int]] | Array
 
 DEMO = "demo"
 DEMO_FOLDERS = {"demo": "final", "demo:early": "early", "demo:step0": "step0"}
@@ -246,10 +250,21 @@ class Model:
         """The token ids of a text; ids are given back as they are."""
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def logits(self, ids: Sequence[int] | Sequence[Sequence[int]] | Array) -> Array:
-        """Logits of the next token at every position: [tokens, vocab], or [batch, tokens, vocab]."""
-        array = self.engine.ids(ids)
-        logits = self.engine.logits(array)
+    def logits(self, ids: Ids, *, decoder_ids: Ids | None = None) -> Array:
+        """Logits of the next token at every position: [tokens, vocab], or [batch, tokens, vocab].
+
+        Those of a masked language model say which token is at each position. A model with an encoder reads
+        `ids` with it, and the logits are those after each of `decoder_ids`; without them, after the token
+        that its decoder begins with.
+        """
+        engine = self.engine
+        array = engine.ids(ids)
+        if not engine.has_encoder:
+            logits = engine.logits(array)
+        else:
+            start = np.full((len(array), 1), engine.config.decoder_start)
+            answer = start if decoder_ids is None else engine.ids(decoder_ids)
+            logits = engine.logits(answer, source=engine.encode(array))
         return logits if _is_batch(ids) else logits[0]
 
     def next_tokens(self, prompt: str | Sequence[int], most: int = 10) -> list[Token]:

@@ -93,8 +93,7 @@ FAMILIES = (
         ),
         prefixes=("bert.", ""),
         norm="layer",
-        positions="learned",
-        gated=False,
+        causal=False,
         ignored=(*BUFFERS, r"^cls\.predictions\.decoder\.bias$"),  # cls.predictions.bias once more
         renamed=_OLD_NORMS,
     ),
@@ -109,8 +108,7 @@ FAMILIES = (
         ),
         prefixes=("roberta.", ""),
         norm="layer",
-        positions="learned",
-        gated=False,
+        causal=False,
         ignored=(*BUFFERS, r"^lm_head\.decoder\.bias$"),
         renamed=_OLD_NORMS,
     ),
@@ -132,8 +130,7 @@ FAMILIES = (
         ),
         prefixes=("distilbert.", ""),
         norm="layer",
-        positions="learned",
-        gated=False,
+        causal=False,
         ignored=BUFFERS,
     ),
     Architecture(
@@ -158,8 +155,6 @@ FAMILIES = (
         ),
         prefixes=("",),
         norm="rms",
-        positions="relative",
-        gated=True,
         ignored=(  # copies of `shared`, and a table that nothing uses
             *BUFFERS,
             r"^(encoder|decoder)\.embed_tokens\.weight$",

@@ -77,7 +77,7 @@ def _deepseek(model_type: str, correction: Slots) -> Architecture:
 
 
 _CORRECTION = Slot(  # steers the choice of experts, set during training by counting rather than by gradients
-    "layers.{layer}.ffn.router.bias",
+    "layers.{layer}.ffn.router.correction",
     MLP + "gate.e_score_correction_bias",
     Role.BIAS,
     ("expert",),
@@ -144,7 +144,6 @@ FAMILIES = (
     architecture(
         "qwen3_moe",
         block(qk_norm=PER_HEAD, ffn=(*FFN, router(MLP + "gate"), *experts(MLP + "experts."))),
-        qk_norm=True,
     ),
     architecture(
         "phimoe",

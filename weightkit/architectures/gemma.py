@@ -53,8 +53,8 @@ _OTHER_NAMES = (  # what transformers writes since version 5, and what it calls 
 )
 
 FAMILIES = (
-    architecture("gemma"),
-    architecture("gemma2", block(**_SANDWICH)),
-    architecture("gemma3_text", block(qk_norm=PER_HEAD, **_SANDWICH), qk_norm=True),
-    architecture("gemma3", (*block(qk_norm=PER_HEAD, **_SANDWICH), *_vision()), qk_norm=True, renamed=_OTHER_NAMES),
+    architecture("gemma", norm="rms + 1"),
+    architecture("gemma2", block(**_SANDWICH), norm="rms + 1"),
+    architecture("gemma3_text", block(qk_norm=PER_HEAD, **_SANDWICH), norm="rms + 1"),
+    architecture("gemma3", (*block(qk_norm=PER_HEAD, **_SANDWICH), *_vision()), norm="rms + 1", renamed=_OTHER_NAMES),
 )

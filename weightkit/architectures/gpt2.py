@@ -32,20 +32,14 @@ _WPE = position("{prefix}wpe")
 def _family(
     model_type: str,
     *slots: Slot,
-    positions: Literal["rope", "learned", "alibi"] = "learned",
     norm: Literal["rms", "layer"] = "layer",
-    gated: bool = False,
-    runs: bool = False,
 ) -> Architecture:
     return Architecture(
         model_type=model_type,
         slots=slots,
         prefixes=("transformer.", ""),
         norm=norm,
-        positions=positions,
-        gated=gated,
         ignored=BUFFERS,
-        runs=runs,
     )
 
 
@@ -64,7 +58,6 @@ FAMILIES = (
         *up_down(_MLP + "c_fc", _MLP + "c_proj", bias="ffn_bias", transposed=True),
         _LN_F,
         head(),
-        runs=True,
     ),
     _family(  # with one key head q, k, v follow one another; with as many as heads they come by turns
         "gpt_bigcode",
@@ -99,7 +92,6 @@ FAMILIES = (
         *up_down(_MLP + "fc_in", _MLP + "fc_out", bias="ffn_bias"),
         _LN_F,
         head(bias="always"),
-        positions="rope",
     ),
     _family(
         "qwen",
@@ -111,9 +103,7 @@ FAMILIES = (
         *gated(_MLP + "w2", _MLP + "w1", _MLP + "c_proj"),
         norm("norm", "{prefix}ln_f"),
         head(),
-        positions="rope",
         norm="rms",
-        gated=True,
     ),
     _family(
         "bloom",
@@ -126,7 +116,6 @@ FAMILIES = (
         *up_down(_FALCON["up"], _FALCON["down"], bias="ffn_bias"),
         _LN_F,
         head(),
-        positions="alibi",
     ),
     _family(
         "falcon",
@@ -140,6 +129,5 @@ FAMILIES = (
         *up_down(_FALCON["up"], _FALCON["down"], bias="ffn_bias"),
         _LN_F,
         head(),
-        positions="rope",
     ),
 )

@@ -90,24 +90,17 @@ def architecture(
     model_type: str,
     slots: Slots | None = None,
     *,
-    norm: Literal["rms", "layer"] = "rms",
-    gated: bool = True,
-    qk_norm: bool = False,
+    norm: Literal["rms", "rms + 1", "layer"] = "rms",
     renamed: tuple[tuple[str, str], ...] = (),
-    runs: bool = False,
 ) -> Architecture:
-    """A family with rotary positions whose names begin as Llama's do."""
+    """A family whose names begin as Llama's do."""
     return Architecture(
         model_type=model_type,
         slots=slots or block(),
         prefixes=("model.", "", "model.language_model."),
         norm=norm,
-        positions="rope",
-        gated=gated,
-        qk_norm=qk_norm,
         ignored=BUFFERS,
         renamed=renamed,
-        runs=runs,
     )
 
 
@@ -133,10 +126,10 @@ _GATE_UP = fused_gate_up(MLP + "gate_up_proj", MLP + "down_proj")
 LAYER_NORMS = norms(bias="always")
 
 FAMILIES = (
-    architecture("llama", runs=True),
-    architecture("mistral", runs=True),
-    architecture("qwen2", runs=True),
-    architecture("qwen3", block(qk_norm=PER_HEAD), qk_norm=True, runs=True),
+    architecture("llama"),
+    architecture("mistral"),
+    architecture("qwen2"),
+    architecture("qwen3", block(qk_norm=PER_HEAD)),
     architecture("phi3", block(qkv=fused_qkv(ATTENTION + "qkv_proj"), ffn=_GATE_UP)),
     architecture(
         "phi",
@@ -157,7 +150,6 @@ FAMILIES = (
             "none",
         ),
         norm="layer",
-        gated=False,
     ),
     architecture(
         "stablelm",
@@ -188,7 +180,6 @@ FAMILIES = (
         "starcoder2",
         block(own_norms=LAYER_NORMS, ffn=up_down(MLP + "c_fc", MLP + "c_proj", bias="ffn_bias")),
         norm="layer",
-        gated=False,
     ),
     architecture(
         "olmo",

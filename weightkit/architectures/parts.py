@@ -65,14 +65,11 @@ class Architecture:
     model_type: str
     slots: tuple[Slot, ...]
     prefixes: tuple[str, ...]  # that names below the head may have, the first being the usual one
-    norm: Literal["rms", "layer"]
-    positions: Literal["rope", "learned", "alibi", "relative", "none"]
-    gated: bool  # FFN is down(act(gate(x)) * up(x)), else down(act(up(x)))
-    qk_norm: bool = False  # q and k of each head are normed before they are rotated
+    norm: Literal["rms", "rms + 1", "layer"]  # "rms + 1": what is stored is how far the scale is from one
+    causal: bool = True  # a token sees only those before it
     ignored: tuple[str, ...] = ()  # patterns of names of buffers that are not parameters
     renamed: tuple[tuple[str, str], ...] = ()  # (what a name may contain, what the slots say in its place)
     instead: tuple[tuple[str, str], ...] = ()  # (a name that can be missing, the one that then stands for it)
-    runs: bool = False  # whether the engine can run it
 
     @property
     def has_head(self) -> bool:

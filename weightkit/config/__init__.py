@@ -11,8 +11,8 @@ from typing import Any
 
 from weightkit.config.defaults import Defaults
 from weightkit.config.families import ALIASES, DEFAULTS
-from weightkit.config.normal import Config, Experts, Latent, Rope, StateSpace, Vision
-from weightkit.config.positions import rope, windows
+from weightkit.config.normal import Config, Experts, Latent, Rope, Routing, StateSpace, Vision
+from weightkit.config.positions import rope, window_rope, windows
 from weightkit.config.reader import ACTIVATIONS, DTYPE_NAMES, MOST_LAYERS, QUANTIZATIONS, Reader, short
 from weightkit.errors import ConfigError, one_line
 
@@ -21,6 +21,7 @@ __all__ = [
     "Experts",
     "Latent",
     "Rope",
+    "Routing",
     "StateSpace",
     "Vision",
     "family",
@@ -68,8 +69,9 @@ def normalise(values: Mapping[str, Any], where: str) -> Config:
     inner = values.get("text_config")  # of a model that also sees: what its words go through is in there
     outer = Reader({**values, **inner} if isinstance(inner, dict) else values, where)
     found = _fields(outer, kind, DEFAULTS[kind])
-    extra = DEFAULTS[kind].extra
-    return Config(**{**found, **(extra(outer, found) if extra else {})})
+    for extra in DEFAULTS[kind].extra:
+        found |= extra(outer, found)
+    return Config(**found)
 
 
 def _fields(read: Reader, kind: str, defaults: Defaults) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def _fields(read: Reader, kind: str, defaults: Defaults) -> dict[str, Any]:
     if heads % kv_heads:
         raise read.fail(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     positions = read.size(*_POSITIONS, default=defaults.positions)
+    full = rope(read, positions, head_dim, defaults)
     neurons = defaults.ffn_ratio * width if defaults.ffn_ratio else None
     neurons = read.size("expansion_ratio", default=4) * width if kind == "mpt" else neurons
     return {
@@ -103,14 +106,17 @@ def _fields(read: Reader, kind: str, defaults: Defaults) -> dict[str, Any]:
         "activation": read.word(defaults.activation_key, "hidden_act", known=ACTIVATIONS) or defaults.activation,
         "eps": read.number(defaults.eps_key, default=defaults.eps) or 0.0,
         "tied": read.flag("tie_word_embeddings", default=defaults.tied),
-        "rope": rope(read, positions, defaults),
+        "position_kind": defaults.position_kind,
+        "rope": full,
+        "window_rope": window_rope(read, full, positions, head_dim, defaults),
         "windows": windows(read, layers, defaults),
         "qkv_bias": read.rule(defaults.qkv_bias),
         "output_bias": read.rule(defaults.output_bias),
         "ffn_bias": read.rule(defaults.ffn_bias),
         "parts": frozenset(part for part, rule in defaults.parts.items() if read.rule(rule)),
-        "scale_attention": read.flag("scale_attn_weights", default=True),
-        "scale_by_layer": read.flag("scale_attn_by_inverse_layer_idx", default=False),
+        "norms": defaults.norms,
+        "parallel": read.rule(defaults.parallel),
+        "attention_scale": head_dim**-0.5,
         "cross_attention": read.flag("add_cross_attention", default=False),
         "dtype": read.word("dtype", "torch_dtype", known=DTYPE_NAMES),
         "quantization": quantization(values, read.where),

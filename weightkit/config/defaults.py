@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from weightkit.config.normal import Norms, PositionKind
 from weightkit.config.reader import Reader, Rule
 
 Fields = dict[str, Any]  # of Config
+Extra = Callable[[Reader, Fields], Fields]
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Defaults:
     model_type: str
     activation_key: str = "hidden_act"
     activation: str = "silu"
-    eps_key: str = "rms_norm_eps"
+    eps_key: str = "rms_norm_eps"  # "": the class has a fixed one
     eps: float = 1e-6
     positions: int = 2048
     heads: int | None = None  # None: a config without their number is not one
@@ -28,7 +30,12 @@ class Defaults:
     head_dim: int | None = None  # None: width / heads
     tied: bool = False
     theta: float = 10_000.0
-    partial_rotary: float = 1.0
+    partial_rotary: float | None = None  # None: all of a head is rotated, whatever the config says
+    interleaved: Rule = False  # neighbouring dimensions of a head turn together
+    window_rope: Literal["same", "own theta", "unscaled"] = "same"  # of the layers with a window
+    position_kind: PositionKind = "rope"
+    norms: Norms = "before"
+    parallel: Rule = False
     # Which layers have a sliding window. "asked for": those that use_sliding_window and layer_types say.
     windows: Literal["never", "all layers", "asked for", "all but every nth"] = "never"
     sliding_window: int | None = None
@@ -41,4 +48,4 @@ class Defaults:
     output_bias: Rule = False
     ffn_bias: Rule = False
     parts: Mapping[str, Rule] = field(default_factory=dict)  # other optional parts, as slots ask for them
-    extra: Callable[[Reader, Fields], Fields] | None = None  # fields that only this family has
+    extra: tuple[Extra, ...] = ()  # fields that only this family has, each function seeing what those before found

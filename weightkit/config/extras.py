@@ -2,81 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
-from weightkit.config.defaults import Fields
-from weightkit.config.normal import Experts, Latent, StateSpace, Vision
+from weightkit.config.defaults import Extra, Fields
+from weightkit.config.normal import Rope, StateSpace, Vision
 from weightkit.config.positions import attention_types
 from weightkit.config.reader import Reader, short
-
-
-def experts(
-    count: int = 8, per_token: int = 2, *, ffn: str = "intermediate_size"
-) -> Callable[[Reader, Fields], Fields]:
-    """A mixture of experts in every layer."""
-
-    def extra(read: Reader, fields: Fields) -> Fields:
-        number = read.size("num_local_experts", "num_experts", default=count, most=1 << 16)
-        width = read.size(ffn, default=fields["ffn"])
-        return {"experts": Experts(number, _per_token(read, per_token, number), width)}
-
-    return extra
-
-
-def _per_token(read: Reader, default: int, count: int) -> int:
-    return read.size("num_experts_per_tok", "experts_per_token", default=min(default, count), most=count)
-
-
-def qwen_moe(count: int, per_token: int, ffn: int, shared_ffn: int) -> Callable[[Reader, Fields], Fields]:
-    """Experts in every `decoder_sparse_step`th layer that mlp_only_layers does not name."""
-
-    def extra(read: Reader, fields: Fields) -> Fields:
-        number = read.size("num_experts", "num_local_experts", default=count, most=1 << 16, least=0)
-        step = read.size("decoder_sparse_step", default=1)
-        only = read.values.get("mlp_only_layers") or []
-        if not isinstance(only, list):
-            raise read.fail(f"mlp_only_layers is {short(only)}, expected a list of layers")
-        dense = tuple(layer in only or number == 0 or (layer + 1) % step != 0 for layer in range(fields["layers"]))
-        width = read.size("moe_intermediate_size", default=ffn)
-        shared = read.size("shared_expert_intermediate_size", default=shared_ffn) if shared_ffn else 0
-        return {"experts": Experts(max(number, 1), _per_token(read, per_token, max(number, 1)), width, shared, dense)}
-
-    return extra
-
-
-def deepseek(q_rank: int | None, experts: int, per_token: int) -> Callable[[Reader, Fields], Fields]:
-    """Latent attention, and experts after the first few layers."""
-
-    def extra(read: Reader, fields: Fields) -> Fields:
-        rank = read.values.get("q_lora_rank", q_rank)
-        latent = Latent(
-            q_rank=0 if rank is None else read.size("q_lora_rank", default=q_rank),
-            kv_rank=read.size("kv_lora_rank", default=512),
-            nope=read.size("qk_nope_head_dim", default=128),
-            rope=read.size("qk_rope_head_dim", default=64),
-            value=read.size("v_head_dim", default=128),
-        )
-        number = read.size("n_routed_experts", "num_local_experts", default=experts, most=1 << 16)
-        width = read.size("moe_intermediate_size", default=1407)
-        first = read.size("first_k_dense_replace", default=0, least=0)
-        every = read.size("moe_layer_freq", default=1)
-        moe = Experts(
-            number,
-            _per_token(read, per_token, number),
-            width,
-            width * read.size("n_shared_experts", default=1, least=0),
-            tuple(layer < first or layer % every != 0 for layer in range(fields["layers"])),
-        )
-        straight = {"q_straight"} if not latent.q_rank else {"q_latent"}
-        return {
-            "latent": latent,
-            "experts": moe,
-            "head_dim": latent.nope + latent.rope,
-            "mtp_layers": read.size("num_nextn_predict_layers", default=0, most=64, least=0),
-            "parts": fields["parts"] | straight,
-        }
-
-    return extra
 
 
 def falcon(read: Reader, fields: Fields) -> Fields:
@@ -91,56 +22,190 @@ def falcon(read: Reader, fields: Fields) -> Fields:
     part = "norm_before_ffn" if not parallel else "two_norms" if new and norms == 2 else "one_norm"
     if fields["heads"] % kv_heads:
         raise read.fail(f"{fields['heads']} heads are not a multiple of {kv_heads} key heads")
-    return {"kv_heads": kv_heads, "parts": fields["parts"] | {part, *(("one_norm",) if part != "two_norms" else ())}}
+    parts = fields["parts"] | {part, *(("one_norm",) if part != "two_norms" else ())}
+    kind = "scaled alibi" if read.flag("alibi", default=False) else "rope"
+    return {"kv_heads": kv_heads, "parts": parts, "position_kind": kind, "parallel": parallel or new}
+
+
+def gpt2(read: Reader, fields: Fields) -> Fields:
+    """Whether scores are scaled, by the size of a head and by the layer."""
+    scaled = read.flag("scale_attn_weights", default=True)
+    return {
+        "attention_scale": fields["attention_scale"] if scaled else 1.0,
+        "scale_by_layer": read.flag("scale_attn_by_inverse_layer_idx", default=False),
+    }
 
 
 def gpt_bigcode(read: Reader, fields: Fields) -> Fields:
     """One key head for all, or one each."""
-    return {"kv_heads": 1 if read.flag("multi_query", default=True) else fields["heads"]}
+    scaled = read.flag("scale_attn_weights", default=True)
+    return {
+        "kv_heads": 1 if read.flag("multi_query", default=True) else fields["heads"],
+        "attention_scale": fields["attention_scale"] if scaled else 1.0,
+    }
+
+
+def rotary_dims(default: int) -> Extra:
+    """How many dimensions of a head are rotated, by a key of its own."""
+
+    def extra(read: Reader, fields: Fields) -> Fields:
+        dims = read.size("rotary_dim", default=min(default, fields["head_dim"]), most=fields["head_dim"])
+        return {"rope": replace(fields["rope"], dims=dims)}
+
+    return extra
+
+
+def clipped(read: Reader, _: Fields) -> Fields:
+    """A bound on queries, keys and values."""
+    return {"qkv_clip": read.number("clip_qkv") or None}
+
+
+def olmo(_read: Reader, _fields: Fields) -> Fields:
+    """Norms without weights."""
+    return {"bare_norms": True}
+
+
+def bloom(read: Reader, _: Fields) -> Fields:
+    """What each half of a block is added to."""
+    return {"residual_normed": read.flag("apply_residual_connection_post_layernorm", default=False)}
+
+
+def cohere(read: Reader, _: Fields) -> Fields:
+    """A scale on the logits."""
+    return {"logit_scale": read.number("logit_scale", default=0.0625) or 0.0}
+
+
+def cohere2(read: Reader, fields: Fields) -> Fields:
+    """Only layers with a window are rotated."""
+    full = frozenset(layer for layer, window in enumerate(fields["windows"]) if window is None)
+    return {**cohere(read, fields), "unrotated": full}
+
+
+def smollm3(read: Reader, fields: Fields) -> Fields:
+    """Some layers are not rotated: those where no_rope_layers says 0, or every fourth."""
+    said = read.values.get("no_rope_layers")
+    every = read.size("no_rope_layer_interval", default=4)
+    if said is None:
+        return {"unrotated": frozenset(n for n in range(fields["layers"]) if (n + 1) % every == 0)}
+    if not isinstance(said, list) or len(said) != fields["layers"]:
+        raise read.fail(f"no_rope_layers is {short(said)}, expected a 0 or 1 for each of {fields['layers']} layers")
+    return {"unrotated": frozenset(layer for layer, rotated in enumerate(said) if not rotated)}
+
+
+def granite(read: Reader, _: Fields) -> Fields:
+    """Its four multipliers."""
+    return {
+        "attention_scale": read.positive("attention_multiplier", default=1.0),
+        "embed_scale": read.positive("embedding_multiplier", default=1.0),
+        "residual_scale": read.positive("residual_multiplier", default=1.0),
+        "logit_scale": 1 / read.positive("logits_scaling", default=1.0),
+    }
+
+
+def gemma(_: Reader, fields: Fields) -> Fields:
+    """The embedding is as large as the root of its width."""
+    return {"embed_scale": fields["width"] ** 0.5}
+
+
+def gemma2(read: Reader, fields: Fields) -> Fields:
+    """Caps on scores and logits, and a scale of its own on scores."""
+    return {
+        **gemma(read, fields),
+        "attention_scale": read.positive("query_pre_attn_scalar", default=256.0) ** -0.5,
+        "score_cap": _cap(read, "attn_logit_softcapping", 50.0),
+        "logit_cap": _cap(read, "final_logit_softcapping", 30.0),
+    }
+
+
+def _cap(read: Reader, key: str, default: float | None) -> float | None:
+    """A key that is there and null means no cap; 0 would be none too."""
+    return (read.number(key) if key in read.values else default) or None
+
+
+def gpt_oss(read: Reader, _: Fields) -> Fields:
+    """Gates that are clamped."""
+    return {
+        "gate_clamp": read.positive("swiglu_limit", default=7.0),
+        "gate_alpha": read.positive("swiglu_alpha", default=1.702),
+    }
+
+
+def phimoe(_: Reader, fields: Fields) -> Fields:
+    """transformers takes the short factors of its longrope at any length, and a scale by length."""
+    full: Rope = fields["rope"]
+    return {"rope": replace(full, long_factor=full.short_factor)}
 
 
 def gpt_neo(read: Reader, fields: Fields) -> Fields:
     """Windows by attention_types; scores are not scaled."""
-    return {"windows": attention_types(read, fields["layers"]), "scale_attention": False}
+    return {"windows": attention_types(read, fields["layers"]), "attention_scale": 1.0}
 
 
 def opt(read: Reader, fields: Fields) -> Fields:
     """An embedding of its own width, and where the last norm is."""
     embed_width = read.size("word_embed_proj_dim", default=fields["width"])
     before = read.flag("do_layer_norm_before", default=True)
+    affine = read.flag("layer_norm_elementwise_affine", default=True)
     parts = {"projected"} if embed_width != fields["width"] else set()
-    if before and "affine" in fields["parts"] and not read.flag("_remove_final_layer_norm", default=False):
+    if affine:
+        parts.add("norm_before" if before else "norm_after")
+    if before and affine and not read.flag("_remove_final_layer_norm", default=False):
         parts.add("final_norm")
-    return {"embed_width": embed_width, "position_offset": 2, "parts": fields["parts"] | parts}
+    return {
+        "embed_width": embed_width,
+        "position_offset": 2,
+        "parts": fields["parts"] | parts,
+        "norms": "before" if before else "sum",
+        "bare_norms": not affine,
+    }
 
 
 def mpt(read: Reader, fields: Fields) -> Fields:
     """Key heads and positions as attn_config says."""
     inner = read.block("attn_config") or Reader({}, read.where)
     kv_heads = inner.size("kv_n_heads", default=1 if inner.values.get("attn_type") == "multiquery_attention" else 0)
-    parts = (
-        {"positions"} if read.flag("learned_pos_emb", default=True) and not inner.flag("alibi", default=True) else set()
-    )
-    return {"kv_heads": kv_heads or fields["heads"], "parts": fields["parts"] | parts}
+    alibi = inner.flag("alibi", default=True)
+    learned = read.flag("learned_pos_emb", default=True) and not alibi
+    return {
+        "kv_heads": kv_heads or fields["heads"],
+        "parts": fields["parts"] | ({"positions"} if learned else set()),
+        "position_kind": "alibi" if alibi else "learned" if learned else "none",
+        "attention_scale": inner.number("softmax_scale") or fields["attention_scale"],
+        "qkv_clip": inner.number("clip_qkv") or None,
+    }
 
 
 def qwen(read: Reader, fields: Fields) -> Fields:
     """Its intermediate_size is that of gate and up together."""
-    return {"ffn": fields["ffn"] // 2, "head_dim": read.size("kv_channels", default=fields["head_dim"])}
+    head_dim = read.size("kv_channels", default=fields["head_dim"])
+    return {"ffn": fields["ffn"] // 2, **_heads_of(head_dim, fields, 1)}
+
+
+def _heads_of(head_dim: int, fields: Fields, rotated: int) -> Fields:
+    """Heads of another size than the width says; one in so many of their dimensions is rotated."""
+    rope = replace(fields["rope"], dims=head_dim // rotated)
+    return {"head_dim": head_dim, "rope": rope, "attention_scale": head_dim**-0.5}
 
 
 def chatglm(read: Reader, fields: Fields) -> Fields:
     """Key heads come in groups of heads."""
     groups = read.size("multi_query_group_num", default=2)
     grouped = read.flag("multi_query_attention", default=False)
-    return {"kv_heads": groups if grouped else fields["heads"], "head_dim": read.size("kv_channels", default=128)}
+    fields["rope"] = replace(fields["rope"], theta=fields["rope"].theta * read.positive("rope_ratio", default=1.0))
+    found = _heads_of(read.size("kv_channels", default=128), fields, 2)
+    return {**found, "kv_heads": groups if grouped else fields["heads"]}
 
 
 def gemma3(read: Reader, fields: Fields) -> Fields:
-    """The vision tower of the models that have one: SigLIP."""
+    """A scale of its own on scores, and the vision tower of the models that have one: SigLIP."""
+    found = {
+        **gemma(read, fields),
+        "attention_scale": read.positive("query_pre_attn_scalar", default=256.0) ** -0.5,
+        "logit_cap": _cap(read, "final_logit_softcapping", None),
+    }
     inner = read.block("vision_config")
     if inner is None:
-        return {}
+        return found
     side = inner.size("image_size", default=224)
     patch = inner.size("patch_size", default=16)
     vision = Vision(
@@ -151,7 +216,7 @@ def gemma3(read: Reader, fields: Fields) -> Fields:
         patch=patch,
         channels=inner.size("num_channels", default=3),
     )
-    return {"vision": vision, "parts": fields["parts"] | {"vision"}}
+    return {**found, "vision": vision, "parts": fields["parts"] | {"vision"}}
 
 
 def mamba(read: Reader, fields: Fields) -> Fields:
@@ -173,17 +238,28 @@ def bert(read: Reader, _: Fields) -> Fields:
     return {"token_types": read.size("type_vocab_size", default=2, least=0)}
 
 
+def roberta(read: Reader, fields: Fields) -> Fields:
+    """Positions are counted from the one after that of padding."""
+    pad = read.size("pad_token_id", default=1, least=0)
+    return {**bert(read, fields), "pad_id": pad}
+
+
 def t5(read: Reader, fields: Fields) -> Fields:
     """A decoder beside the encoder, and the kind of FFN."""
     kind = read.values.get("feed_forward_proj", "relu")
     if not isinstance(kind, str):
         raise read.fail(f"feed_forward_proj is {short(kind)}, expected a word")
     gated = kind.startswith("gated-")
+    # transformers 5 calls every T5 tied, and keeps in a key of its own what being tied meant.
+    scaled = read.flag("scale_decoder_outputs", default=read.flag("tie_word_embeddings", default=True))
     act = {"gated-gelu": "gelu_new"}.get(kind, kind.removeprefix("gated-"))
     return {
         "activation": act,
-        "scale_attention": False,
+        "attention_scale": 1.0,
+        "logit_scale": fields["width"] ** -0.5 if scaled else 1.0,
         "decoder_layers": read.size("num_decoder_layers", default=fields["layers"], most=10_000),
         "buckets": read.size("relative_attention_num_buckets", default=32),
+        "farthest": read.size("relative_attention_max_distance", default=128),
+        "decoder_start": read.size("decoder_start_token_id", default=0, least=0),
         "parts": fields["parts"] | {"gated" if gated else "plain_ffn"},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from weightkit.config.defaults import Defaults
@@ -14,23 +15,49 @@ _THETA = ("rope_theta", "rotary_emb_base")
 _PARTIAL = ("partial_rotary_factor", "rotary_pct")
 
 
-def rope(read: Reader, positions: int, defaults: Defaults) -> Rope:
+def rope(read: Reader, positions: int, head_dim: int, defaults: Defaults) -> Rope:
     """transformers' rope_parameters (v5) or rope_scaling + rope_theta (before, and first), in one form."""
+    key, block = _blocks(read)
+    return _rope(read, Reader(block.get(FULL, block), f"{read.where}: {key}"), positions, head_dim, defaults)
+
+
+def window_rope(read: Reader, full: Rope, positions: int, head_dim: int, defaults: Defaults) -> Rope | None:
+    """The rope of layers with a sliding window, where it is not that of the others."""
+    if defaults.window_rope == "same":
+        return None
+    key, block = _blocks(read)
+    if SLIDING in block:
+        found = _rope(read, Reader(block[SLIDING], f"{read.where}: {key}"), positions, head_dim, defaults)
+        given = "rope_theta" in block[SLIDING]
+    else:
+        found, given = Rope(theta=full.theta, dims=full.dims, interleaved=full.interleaved), False
+    if defaults.window_rope == "own theta" and not given:
+        return replace(found, theta=read.positive("rope_local_base_freq", default=10_000.0))
+    return found
+
+
+def _blocks(read: Reader) -> tuple[str, dict[str, Any]]:
+    """The object that says how positions are rotated, or one for each type of layer, and its key."""
     key, block = read.get("rope_scaling", "rope_parameters")
     if block is None:
-        block = {}
+        return key, {}
     if not isinstance(block, dict):
         raise read.fail(f"{key} is {short(block)}, expected an object")
-    if block and all(isinstance(value, dict) for value in block.values()):  # one rope for each type of layer
-        block = block.get(FULL) or next(iter(block.values()))
-    inner = Reader(block, f"{read.where}: {key}")
+    if block and all(isinstance(value, dict) for value in block.values()):
+        return key, block if FULL in block or SLIDING in block else {FULL: next(iter(block.values()))}
+    return key, {name: value for name, value in block.items() if name not in (FULL, SLIDING)}
+
+
+def _rope(read: Reader, inner: Reader, positions: int, head_dim: int, defaults: Defaults) -> Rope:
     kind: Any = inner.word("rope_type", "type", known=_KINDS, default="default")
-    kind = "longrope" if kind == "su" or (kind == "yarn" and "short_factor" in block) else kind
-    outer = Reader({**read.values, **block}, inner.where)
+    kind = "longrope" if kind == "su" or (kind == "yarn" and "short_factor" in inner.values) else kind
+    outer = Reader({**read.values, **inner.values}, inner.where)
+    share = 1.0 if defaults.partial_rotary is None else outer.positive(*_PARTIAL, default=defaults.partial_rotary)
     result = Rope(
         type=kind,
         theta=outer.positive(*_THETA, default=defaults.theta),
-        partial=outer.positive(*_PARTIAL, default=defaults.partial_rotary),
+        dims=int(head_dim * min(share, 1.0)),
+        interleaved=read.rule(defaults.interleaved),
         factor=inner.number("factor"),
         original_positions=read.size(
             "original_max_position_embeddings",
@@ -46,6 +73,8 @@ def rope(read: Reader, positions: int, defaults: Defaults) -> Rope:
         truncate=inner.flag("truncate", default=True),
         short_factor=inner.numbers("short_factor"),
         long_factor=inner.numbers("long_factor"),
+        short_mscale=inner.number("short_mscale"),
+        long_mscale=inner.number("long_mscale"),
     )
     if kind in ("linear", "dynamic", "llama3") and not result.factor:
         raise inner.fail(f"a rope of type {kind!r} needs a factor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def measure(a: Engine, b: Engine, sequences: Iterable[Sequence[int]], progress: 
             f"the models have vocabularies of {a.config.vocab} and {b.config.vocab} tokens; "
             "their outputs cannot be compared"
         )
-    most = min([WINDOW, *(e.config.positions for e in (a, b) if e.architecture.positions == "learned")])
+    most = min([WINDOW, *(e.most_tokens for e in (a, b) if e.most_tokens is not None)])
     if most < 2:
         raise EngineError(f"nothing to measure: a model of {most} position cannot predict a token from another")
     windows = [window for ids in sequences for window in _windows(ids, most)]
@@ -63,12 +64,10 @@ def measure(a: Engine, b: Engine, sequences: Iterable[Sequence[int]], progress: 
     per_token: list[tuple[np.ndarray, ...]] = []
     drift: list[int] = []
     for done, ids in enumerate(windows, start=1):
-        streams_a: list[F32] = []
-        streams_b: list[F32] = []
-        logits_a = a.logits(ids, residuals=streams_a)[0, :-1]
-        logits_b = b.logits(ids, residuals=streams_b)[0, :-1]
+        streams = _Streams(), _Streams()
+        logits_a, logits_b = (engine.logits(ids, tap=tap)[0, :-1] for engine, tap in zip((a, b), streams, strict=True))
         per_token.append(_compare(logits_a, logits_b, np.asarray(ids[1:])))
-        drift.extend(_drift(streams_a, streams_b))
+        drift.extend(_drift(*(tap.kept for tap in streams)))
         if progress is not None:
             progress(done, len(windows))
     nll_a, nll_b, kl, agree = (np.concatenate(parts) for parts in zip(*per_token, strict=True))
@@ -81,6 +80,21 @@ def measure(a: Engine, b: Engine, sequences: Iterable[Sequence[int]], progress: 
         top1_agreement=float(agree.mean()),
         first_drift=min(drift, default=None),
     )
+
+
+class _Streams:
+    """A tap that keeps the residual stream: before the first block, and after every block."""
+
+    def __init__(self) -> None:
+        self.kept: list[F32] = []
+
+    def __call__(self, address: str, x: F32) -> F32:
+        if self.wants(address):
+            self.kept.append(x)
+        return x
+
+    def wants(self, address: str) -> bool:
+        return address == "embed" or re.fullmatch(r"(decoder\.)?layers\.\d+\.out", address) is not None
 
 
 def _windows(ids: Sequence[int], most: int) -> Iterator[Sequence[int]]:

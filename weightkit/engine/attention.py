@@ -1,6 +1,9 @@
-"""Causal attention with grouped keys, in blocks of queries."""
+"""Attention with grouped keys, in blocks of queries."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,32 +11,65 @@ from weightkit.engine.functions import F32, softmax
 
 MOST_SCORES = 1 << 24  # numbers held at a time: 64 MB
 
+# What is added to scores: (first and last query, first and last key) -> [heads, queries, keys], or broadcast to it.
+Bias = Callable[[int, int, int, int], F32]
 
-def attention(q: F32, k: F32, v: F32, scale: float, window: int | None) -> F32:
-    """softmax(q kᵀ · scale + mask) v, for the last queries of a sequence.
 
-    q [batch, heads, t, d], k and v [batch, kv_heads, n, d] -> [batch, heads, t, d]. The queries are
-    positions n - t to n; each sees the keys up to its own, the last `window` of them if there is one.
-    Query head h uses key head h // (heads / kv_heads).
+@dataclass(frozen=True)
+class Scores:
+    """What becomes of the products of queries and keys before they weigh the values."""
+
+    scale: float
+    window: int | None = None  # a query sees so many keys, its own the last
+    causal: bool = True
+    cap: float | None = None  # scores are cap · tanh(score / cap)
+    bias: Bias | None = None
+    sinks: F32 | None = None  # [heads]: a score more in each row, whose weight goes to no value
+    seen: Callable[[F32], F32] | None = None  # is given the weights, [batch, heads, t, n], and may change them
+
+
+def attention(q: F32, k: F32, v: F32, how: Scores) -> F32:
+    """softmax(q kᵀ · scale + bias) v, for the last queries of a sequence.
+
+    q [batch, heads, t, d], k [batch, kv_heads, n, d], v [batch, kv_heads, n, e] -> [batch, heads, t, e]. The
+    queries are positions n - t to n; query head h uses key head h // (heads / kv_heads).
     """
     batch, heads, t, d = q.shape
     kv_heads, n = k.shape[1:3]
-    q = q.reshape(batch, kv_heads, heads // kv_heads, t, d) * np.float32(scale)
-    k, v = k[:, :, None], v[:, :, None]  # [batch, kv_heads, 1, n, d]
-    out = np.empty_like(q)
-    step = max(1, MOST_SCORES // (batch * heads * n))
+    q = q.reshape(batch, kv_heads, heads // kv_heads, t, d) * np.float32(how.scale)
+    out = np.empty((batch, heads, t, v.shape[-1]), np.float32)
+    step = t if how.seen else max(1, MOST_SCORES // (batch * heads * n))
     for first in range(0, t, step):
         part = q[..., first : first + step, :]
         low, high = n - t + first, n - t + first + part.shape[-2]  # positions of these queries
-        start = max(0, low - window + 1) if window else 0
-        scores = part @ k[..., start:high, :].swapaxes(-1, -2)
-        scores += mask(low, high, start, window)
-        out[..., first : first + step, :] = softmax(scores) @ v[..., start:high, :]
-    return out.reshape(batch, heads, t, d)
+        start = max(0, low - how.window + 1) if how.window and not how.seen else 0
+        stop = high if how.causal else n
+        scores = (part @ k[:, :, None, start:stop].swapaxes(-1, -2)).reshape(batch, heads, high - low, stop - start)
+        weights = _weights(scores, how, (low, high, start, stop))
+        weights = weights if how.seen is None else how.seen(weights)
+        grouped = weights.reshape(batch, kv_heads, heads // kv_heads, high - low, stop - start)
+        mixed = grouped @ v[:, :, None, start:stop]
+        out[:, :, first : first + step] = mixed.reshape(batch, heads, high - low, -1)
+    return out
 
 
-def mask(low: int, high: int, start: int, window: int | None) -> F32:  # -> [high - low, high - start]
-    """0 where query i of `low` to `high` sees key j of `start` to `high`, -inf where not."""
-    i, j = np.arange(low, high)[:, None], np.arange(start, high)
+def _weights(scores: F32, how: Scores, span: tuple[int, int, int, int]) -> F32:  # [b, heads, t, n] -> the same
+    """The weights of the values, from the products of queries and keys; `span` as a Bias takes it."""
+    if how.cap is not None:
+        cap = np.float32(how.cap)
+        scores = np.tanh(scores / cap) * cap
+    if how.bias is not None:
+        scores = scores + how.bias(*span)
+    if how.causal:
+        scores += mask(*span[:3], how.window, span[3])
+    if how.sinks is None:
+        return softmax(scores)
+    sinks = np.broadcast_to(how.sinks[:, None, None], (*scores.shape[:3], 1))
+    return softmax(np.concatenate((scores, sinks), axis=-1))[..., :-1]
+
+
+def mask(low: int, high: int, start: int, window: int | None, stop: int | None = None) -> F32:
+    """0 where query i of `low` to `high` sees key j of `start` to `stop` (or `high`), -inf where not."""
+    i, j = np.arange(low, high)[:, None], np.arange(start, high if stop is None else stop)
     seen = (j <= i) & (j > i - window) if window else j <= i
     return np.where(seen, np.float32(0), np.float32(-np.inf))

@@ -1,10 +1,15 @@
-"""The KV cache: keys and values of the tokens already seen, in arrays that grow by doubling."""
+"""The cache: what attention and mixers keep of the tokens already seen, in arrays that grow by doubling."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from weightkit.engine.functions import F32
+
+Pair = tuple[F32, F32]
 
 
 class Cache:
@@ -12,24 +17,44 @@ class Cache:
 
     def __init__(self) -> None:
         self.ids = np.empty((1, 0), np.int64)  # [batch, tokens]
-        self.frequencies = 0.0  # what the rotation of the cached keys depended on
-        self._layers: dict[int, tuple[F32, F32]] = {}
+        self.frequencies: tuple[float, ...] = ()  # what the rotation of the cached keys depended on
+        self._layers: dict[str, Pair] = {}
+        self._kept: dict[str, Pair] = {}
+        self._states: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return self.ids.shape[1]
 
-    def extend(self, layer: int, k: F32, v: F32) -> tuple[F32, F32]:
-        """Append new keys and values to a layer's, whose length is `len(self)`; returns all of them."""
+    def extend(self, at: str, k: F32, v: F32) -> Pair:
+        """Append new keys and values to those at an address, which are `len(self)`; returns all of them."""
         n = len(self)
         end = n + k.shape[2]
-        kept = self._layers.get(layer)
-        if kept is None or kept[0].shape[2] < end:
-            shape = (*k.shape[:2], max(2 * n, end), k.shape[3])
-            grown = np.empty(shape, np.float32), np.empty(shape, np.float32)
-            if kept is not None:
-                for old, new in zip(kept, grown, strict=True):
+        held = self._layers.get(at)
+        if held is None or held[0].shape[2] < end:
+            grown = tuple(np.empty((*x.shape[:2], max(2 * n, end), x.shape[3]), np.float32) for x in (k, v))
+            if held is not None:
+                for old, new in zip(held, grown, strict=True):
                     new[:, :, :n] = old[:, :, :n]
-            kept = self._layers[layer] = grown
-        for old, new in zip(kept, (k, v), strict=True):
+            held = self._layers[at] = (grown[0], grown[1])
+        for old, new in zip(held, (k, v), strict=True):
             old[:, :, n:end] = new
-        return kept[0][:, :, :end], kept[1][:, :, :end]
+        return held[0][:, :, :end], held[1][:, :, :end]
+
+    def kept(self, at: str) -> Pair | None:
+        """Keys and values that do not grow, if they are there."""
+        return self._kept.get(at)
+
+    def keep(self, at: str, k: F32, v: F32) -> Pair:
+        """Keys and values that do not grow: those of an encoder's text."""
+        self._kept[at] = (k, v)
+        return k, v
+
+    def state(self, layer: int, make: Callable[[], Any]) -> Any:
+        """The state of a mixer, made when it is first asked for."""
+        if layer not in self._states:
+            self._states[layer] = make()
+        return self._states[layer]
+
+    def restart(self) -> None:
+        """Forget the keys: they will be computed again, with other rotations."""
+        self.ids = self.ids[:, :0]

@@ -1,4 +1,4 @@
-"""The forward pass: one decoder block, driven by the parts that the architecture names."""
+"""The forward pass: embedding, blocks, vocab projection, as the config and the architecture describe them."""
 
 from __future__ import annotations
 
@@ -14,38 +14,18 @@ from threadpoolctl import ThreadpoolController
 from weightkit.architectures.parts import Architecture
 from weightkit.config import Config
 from weightkit.dtypes import Array
-from weightkit.engine.attention import attention
+from weightkit.engine.attention import Bias
+from weightkit.engine.block import Block, Run, Turn
 from weightkit.engine.cache import Cache
-from weightkit.engine.functions import ACTIVATIONS, F32, layer_norm, linear, rms_norm
-from weightkit.engine.positions import depends_on_length, rotate, rotation
+from weightkit.engine.functions import F32
+from weightkit.engine.positions import alibi_slopes, buckets, depends_on_length, rotation, to_bf16
+from weightkit.engine.tap import CLOSED, Tap
+from weightkit.engine.weights import Weights
 from weightkit.errors import EngineError
 from weightkit.registry import Registry
 
 Ids = NDArray[np.int64]
-KEPT_BYTES = 1 << 30  # of widened weights
 ONE_THREAD_WIDTH = 512
-
-
-class Weights:
-    """The float32 arrays of a registry, widened from the file's type; kept while they fit in a budget."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._kept: dict[str, F32] = {}
-        self._bytes = 0
-
-    def __getitem__(self, address: str) -> F32:
-        kept = self._kept.get(address)
-        if kept is None:
-            kept = self._registry[address].array()
-            if self._bytes + kept.nbytes <= KEPT_BYTES:
-                self._kept[address] = kept
-                self._bytes += kept.nbytes
-        return kept
-
-    def get(self, address: str) -> F32 | None:
-        """The array, or None where the model has no such weight."""
-        return self[address] if address in self._registry else None
 
 
 @functools.cache
@@ -61,20 +41,35 @@ class Engine:
             raise EngineError(f"this model cannot be run: {registry.notes[0]}")
         self.architecture: Architecture = registry.architecture
         self.config: Config = registry.config
-        if not registry.architecture.runs:
-            raise EngineError(
-                f"this model cannot be run: the engine does not have {registry.architecture.model_type} yet"
-            )
         if "lm_head" not in registry:
             raise EngineError(
                 "this model cannot be run: lm_head is not in the files, and the config does not tie it to the embedding"
             )
-        if self.config.activation not in ACTIVATIONS:
-            raise EngineError(f"this model cannot be run: the engine has no activation {self.config.activation!r}")
         if self.config.cross_attention:
             raise EngineError("this model cannot be run: it attends to an encoder that is not here")
-        self.activation = ACTIVATIONS[self.config.activation]
         self.weights = Weights(registry)
+        self.block = Block(self.architecture, self.config, self.weights)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it reads a text with an encoder and writes another with a decoder."""
+        return self.config.decoder_layers > 0
+
+    @property
+    def continues(self) -> bool:
+        """Whether it says what comes next; a masked language model says what is where."""
+        return self.architecture.causal
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The longest text, where learned positions set an end to it."""
+        if self.config.position_kind != "learned":
+            return None
+        return self.config.positions - (0 if self.config.pad_id is None else self.config.pad_id + 1)
+
+    def runs_in_steps(self, tokens: int) -> bool:
+        """Whether a text of so many tokens can run some at a time, with a cache, to the same result."""
+        return self.continues and self._frequencies(1) == self._frequencies(tokens)
 
     def ids(self, ids: Sequence[int] | Sequence[Sequence[int]] | Array) -> Ids:
         """Token ids as [batch, tokens]. Raises EngineError for what is not in the vocabulary."""
@@ -93,16 +88,25 @@ class Engine:
             raise EngineError(f"id {wrong[0]} is not in the vocabulary, which goes from 0 to {self.config.vocab - 1}")
         return array.astype(np.int64)
 
-    def logits(self, ids: Any, cache: Cache | None = None, residuals: list[F32] | None = None) -> F32:
+    def logits(self, ids: Any, cache: Cache | None = None, *, source: F32 | None = None, tap: Tap = CLOSED) -> F32:
         """Logits of the next token at every position. [b, t] -> [b, t, vocab]
 
-        With a cache, `ids` continue what it holds. `residuals` is filled with the residual stream
-        before the first block and after every block, [b, t, width] each.
+        With a cache, `ids` continue what it holds. `source` is what `encode` made of the text that a model
+        with an encoder reads; `ids` are then those of its decoder.
         """
         # What NaN or huge weights do to the numbers is for the caller to see, not for numpy to warn of.
         with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            x, head = self.hidden(self.ids(ids), cache, residuals), self.weights["lm_head"]
-            return linear(x, head, self.weights.get("lm_head.bias"))
+            return self._head(self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap), tap)
+
+    def encode(self, ids: Any, tap: Tap = CLOSED) -> F32:
+        """What the encoder of a model that has one makes of a text. [b, t] -> [b, t, width]"""
+        ids = self.ids(ids)
+        with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            x = self._embed(ids, 0)
+            run = Run(Cache(), bias=self._relative("encoder.position", both_sides=True), causal=False, tap=tap)
+            for layer in range(self.config.layers):
+                x = self.block(x, f"encoder.layers.{layer}", layer, run)
+            return self.block.norm(x, "encoder.norm")
 
     def _threads(self) -> AbstractContextManager[object]:
         """One BLAS thread for a small model: threads that wait for each other cost more than they bring."""
@@ -110,74 +114,117 @@ class Engine:
             return nullcontext()
         return _blas().limit(limits=1, user_api="blas")
 
-    def hidden(self, ids: Ids, cache: Cache | None = None, residuals: list[F32] | None = None) -> F32:
-        """The normed output of the last block, [b, t] -> [b, t, width]."""
-        cache = Cache() if cache is None else cache
+    def _hidden(self, ids: Ids, cache: Cache, source: F32 | None, tap: Tap) -> F32:
+        """The normed output of the last block for the tokens of `ids`, [b, t] -> [b, t, width]."""
         if len(cache) and len(ids) != len(cache.ids):
             raise EngineError(f"the cache holds {len(cache.ids)} sequences, not {len(ids)}")
+        if self.has_encoder and source is None:
+            raise EngineError("this model reads a text with its encoder first: give the text, and the decoder's ids")
         new = ids.shape[1]
         length = len(cache) + new
-        frequencies = depends_on_length(self.config.rope, self.config.positions, length)
-        if len(cache) and frequencies != cache.frequencies:  # the rotation of all cached keys has changed
-            ids = np.concatenate((cache.ids, ids), axis=1)
-            cache.ids = cache.ids[:, :0]
-        cache.frequencies = frequencies
-        x = self._embed(ids, len(cache))
-        turn = rotation(self.config, length, len(cache)) if self.architecture.positions == "rope" else None
-        for layer in range(self.config.layers):
-            if residuals is not None:
-                residuals.append(x[:, -new:])
-            x = self._block(x, layer, turn, cache)
-        if residuals is not None:
-            residuals.append(x[:, -new:])
+        ids = self._again_where_rotations_change(ids, cache, length)
+        run = Run(
+            cache,
+            *self._turns(length, len(cache)),
+            bias=self._bias(),
+            causal=self.architecture.causal,
+            source=source,
+            tap=tap,
+        )
+        x = tap("embed", self._embed(ids, len(cache)))
+        at, layers = ("decoder.", self.config.decoder_layers) if self.has_encoder else ("", self.config.layers)
+        for layer in range(layers):
+            x = self.block(x, f"{at}layers.{layer}", layer, run)
         cache.ids = np.concatenate((cache.ids, ids), axis=1) if len(cache) else ids
-        return self._norm(x[:, -new:], "norm")
+        return tap(f"{at}norm", self.block.norm(x[:, -new:], f"{at}norm"))
+
+    def _again_where_rotations_change(self, ids: Ids, cache: Cache, length: int) -> Ids:
+        """The ids to compute: with those in the cache, where their keys would now be rotated otherwise."""
+        frequencies = self._frequencies(length)
+        if len(cache) and frequencies != cache.frequencies:
+            ids = np.concatenate((cache.ids, ids), axis=1)
+            cache.restart()
+        cache.frequencies = frequencies
+        return ids
+
+    def _frequencies(self, length: int) -> tuple[float, ...]:
+        """What about the length of a text its rotations depend on."""
+        ropes = [rope for rope in (self.config.rope, self.config.window_rope) if rope is not None]
+        return tuple(depends_on_length(rope, self.config.positions, length) for rope in ropes)
+
+    def _turns(self, length: int, start: int) -> tuple[Turn | None, Turn | None]:
+        """The rotations of the new tokens: of most layers, and of those with a window where they differ."""
+        config = self.config
+        if config.position_kind != "rope":
+            return None, None
+        window = config.window_rope
+        return (
+            rotation(config.rope, config.positions, length, start),
+            None if window is None else rotation(window, config.positions, length, start),
+        )
+
+    def _bias(self) -> Bias | None:
+        """What nearness adds to the scores."""
+        config = self.config
+        if config.position_kind == "relative":
+            return self._relative("decoder.position", both_sides=False)
+        if "alibi" not in config.position_kind:
+            return None
+        slopes = alibi_slopes(config.heads)[:, None, None]
+        scaled = config.position_kind == "scaled alibi"
+
+        def bias(_low: int, _high: int, start: int, stop: int) -> F32:  # -> [heads, 1, stop - start]
+            places = np.arange(start, stop, dtype=np.float32)
+            if not scaled:
+                return slopes * places
+            # Falcon computes it in bfloat16, and before the scores are scaled.
+            return to_bf16(to_bf16(slopes) * to_bf16(places)) * np.float32(config.attention_scale)
+
+        return bias
+
+    def _relative(self, address: str, *, both_sides: bool) -> Bias:
+        """A number for every distance, by head, out of a table [buckets, heads]."""
+        table, config = self.weights[address], self.config
+
+        def bias(low: int, high: int, start: int, stop: int) -> F32:  # -> [heads, high - low, stop - start]
+            distance = np.arange(start, stop) - np.arange(low, high)[:, None]
+            return table[buckets(distance, config.buckets, config.farthest, both_sides=both_sides)].transpose(2, 0, 1)
+
+        return bias
 
     def _embed(self, ids: Ids, start: int) -> F32:  # [b, t] -> [b, t, width]
-        x = self.weights["embed"][ids]
-        if self.architecture.positions == "learned":
-            end = start + ids.shape[1]
-            if end > self.config.positions:
-                raise EngineError(
-                    f"{end} tokens are more than the {self.config.positions} positions that this model has"
-                )
-            x = x + self.weights["embed.position"][start:end]
-        return x
+        config, weights = self.config, self.weights
+        x = weights.rows("embed", ids)
+        if config.embed_scale != 1:
+            x = x * np.float32(config.embed_scale)
+        if "embed.project" in weights:
+            x = weights.linear(x, "embed.project")
+        if "embed.type" in weights:
+            x = x + weights["embed.type"][0]
+        if config.position_kind == "learned":
+            x = x + self._positions(ids, start)
+        return self.block.norm(x, "embed.norm") if "embed.norm" in weights else x
 
-    def _block(self, x: F32, layer: int, turn: tuple[F32, F32] | None, cache: Cache) -> F32:
-        at = f"layers.{layer}"
-        x = x + self._attend(self._norm(x, f"{at}.attn.norm"), layer, turn, cache)
-        return x + self._feed_forward(self._norm(x, f"{at}.ffn.norm"), f"{at}.ffn")
+    def _positions(self, ids: Ids, start: int) -> F32:  # [b, t] -> [t, width] or [b, t, width]
+        config, end = self.config, start + ids.shape[1]
+        most = self.most_tokens
+        if most is not None and end > most:
+            raise EngineError(f"{end} tokens are more than the {most} positions that this model has")
+        if config.pad_id is None:
+            return self.weights.rows("embed.position", np.arange(start, end) + config.position_offset)
+        counted = ids != config.pad_id  # RoBERTa numbers what is not padding from pad_id + 1
+        return self.weights.rows("embed.position", np.cumsum(counted, axis=1) * counted + config.pad_id)
 
-    def _attend(self, x: F32, layer: int, turn: tuple[F32, F32] | None, cache: Cache) -> F32:
-        at, config = f"layers.{layer}.attn", self.config
-        q = self._heads(x, f"{at}.q", config.heads)  # [b, heads, t, d]
-        k = self._heads(x, f"{at}.k", config.kv_heads)
-        v = self._heads(x, f"{at}.v", config.kv_heads)
-        if self.architecture.qk_norm:
-            q, k = self._norm(q, f"{at}.q.norm"), self._norm(k, f"{at}.k.norm")
-        if turn is not None:
-            q, k = rotate(q, *turn), rotate(k, *turn)
-        k, v = cache.extend(layer, k, v)
-        scale = config.head_dim**-0.5 if config.scale_attention else 1.0
-        scale = scale / (layer + 1) if config.scale_by_layer else scale
-        out = attention(q, k, v, scale, config.windows[layer])  # [b, heads, t, d]
-        merged = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)  # [b, t, heads · d]
-        return self._linear(merged, f"{at}.o")
-
-    def _heads(self, x: F32, address: str, heads: int) -> F32:  # [b, t, width] -> [b, heads, t, d]
-        return self._linear(x, address).reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
-
-    def _feed_forward(self, x: F32, at: str) -> F32:  # [b, t, width] -> [b, t, width]
-        up = self._linear(x, f"{at}.up")
-        inner = self.activation(self._linear(x, f"{at}.gate")) * up if self.architecture.gated else self.activation(up)
-        return self._linear(inner, f"{at}.down")
-
-    def _linear(self, x: F32, address: str) -> F32:
-        return linear(x, self.weights[address], self.weights.get(f"{address}.bias"))
-
-    def _norm(self, x: F32, address: str) -> F32:
-        w, eps = self.weights[address], self.config.eps
-        if self.architecture.norm == "rms":
-            return rms_norm(x, w, eps)
-        return layer_norm(x, w, self.weights.get(f"{address}.bias"), eps)
+    def _head(self, x: F32, tap: Tap) -> F32:  # [b, t, width] -> [b, t, vocab]
+        config, weights = self.config, self.weights
+        if "project" in weights:
+            x = weights.linear(x, "project")
+        if "lm_head.dense" in weights:  # of a masked language model
+            x = self.block.norm(self.block.activation(weights.linear(x, "lm_head.dense")), "lm_head.norm")
+        logits = weights.linear(x, "lm_head")
+        if config.logit_scale != 1:
+            logits = logits * np.float32(config.logit_scale)
+        if config.logit_cap is not None:
+            cap = np.float32(config.logit_cap)
+            logits = np.tanh(logits / cap) * cap
+        return tap("logits", logits)

@@ -24,11 +24,12 @@ def rms_norm(x: F32, w: F32, eps: float) -> F32:  # [..., d], [d] -> [..., d]
     return x * scale * w
 
 
-def layer_norm(x: F32, w: F32, b: F32 | None, eps: float) -> F32:  # [..., d], [d], [d] -> [..., d]
+def layer_norm(x: F32, w: F32 | None, b: F32 | None, eps: float) -> F32:  # [..., d], [d], [d] -> [..., d]
     """(x - mean) / √(variance + eps) · w + b, with the population variance. Source: arXiv:1607.06450."""
     centred = x - np.mean(x, axis=-1, keepdims=True)
     scale = 1 / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + np.float32(eps))
-    y = centred * scale * w
+    y = centred * scale
+    y = y if w is None else y * w
     return y if b is None else y + b
 
 
@@ -54,6 +55,11 @@ def sigmoid(x: F32) -> F32:
     """1 / (1 + exp(-x)), without overflow on either side."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def softplus(x: F32) -> F32:
+    """log(1 + exp(x)), without overflow."""
+    return np.maximum(x, np.float32(0)) + np.log1p(np.exp(-np.abs(x)))
 
 
 def gelu_tanh(x: F32) -> F32:

@@ -44,12 +44,15 @@ def generate(
     following = engine.ids(ids)
     if len(following) != 1:
         raise EngineError(f"generation continues one sequence of ids, not {len(following)}")
+    if not engine.continues:
+        raise EngineError("this model says what masked tokens are; it does not continue a text")
+    source = None
+    if engine.has_encoder:  # which reads the prompt; the decoder starts from nothing
+        source, following = engine.encode(following), np.array([[engine.config.decoder_start]], np.int64)
     for _ in range(tokens):
-        if engine.architecture.positions == "learned" and len(cache) + following.shape[1] > engine.config.positions:
-            if not len(cache):
-                engine.logits(following, cache)  # raises: the prompt itself is too long
+        if engine.most_tokens is not None and len(cache) + following.shape[1] > engine.most_tokens and len(cache):
             return
-        logits = engine.logits(following, cache)[0, -1]
+        logits = engine.logits(following, cache, source=source)[0, -1]
         chosen = choose(logits, sampling, random)
         yield chosen, logits
         following = np.array([[chosen]], np.int64)

@@ -1,6 +1,6 @@
-"""Rotary position embedding and the ways in which long-context models rescale it.
+"""Where a token is: rotated queries and keys, and what nearness adds to scores.
 
-Frequencies follow transformers' modeling_rope_utils; the papers are named at each function.
+Rotary frequencies follow transformers' modeling_rope_utils; the papers are named at each function.
 """
 
 from __future__ import annotations
@@ -10,23 +10,76 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from weightkit.config import Config, Rope
+from weightkit.config import Rope
 from weightkit.engine.functions import F32
 from weightkit.errors import EngineError
 
 
-def rotation(config: Config, length: int, start: int = 0) -> tuple[F32, F32]:  # -> [length - start, rotated / 2] twice
-    """Cosines and sines of the positions `start` to `length` of a sequence of `length` tokens."""
-    frequencies, factor = inverse_frequencies(config.rope, config.head_dim, config.positions, length)
-    angles = np.arange(start, length)[:, None] * frequencies  # [t, rotated / 2]
+def rotation(rope: Rope, positions: int, length: int, start: int = 0) -> tuple[F32, F32]:
+    """Cosines and sines of the positions `start` to `length` of a sequence, [length - start, dims / 2] each.
+
+    `positions` is the longest context that the model was made for.
+    """
+    frequencies, factor = inverse_frequencies(rope, positions, length)
+    angles = np.arange(start, length)[:, None] * frequencies  # [t, dims / 2]
     return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
 
 
-def rotate(x: F32, cos: F32, sin: F32) -> F32:  # [..., t, head_dim], [t, r / 2] twice -> [..., t, head_dim]
-    """Turn the pairs (i, i + r / 2) of the first r dimensions by the angle of their position."""
+def rotate(x: F32, cos: F32, sin: F32, *, interleaved: bool = False) -> F32:
+    """Turn pairs of the first dimensions of each head by the angle of their position.
+
+    x [..., t, head_dim], cos and sin [t, dims / 2] -> [..., t, head_dim]. The pairs are (i, i + dims / 2),
+    or, interleaved, (2i, 2i + 1).
+    """
     half = cos.shape[-1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return np.concatenate((a * cos - b * sin, b * cos + a * sin, rest), axis=-1)
+    result = x.copy()
+    if interleaved:
+        low, high = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    else:
+        low, high = slice(0, half), slice(half, 2 * half)
+    a, b = x[..., low], x[..., high]
+    result[..., low] = a * cos - b * sin
+    result[..., high] = b * cos + a * sin
+    return result
+
+
+def alibi_slopes(heads: int) -> F32:  # -> [heads]
+    """How much each step of distance takes from the scores of each head.
+
+    2^(-8k / p) for the first p heads, p being a power of two; the rest from between the slopes of 2p heads.
+    Source: Press et al., arXiv:2108.12409, and the code published with it.
+    """
+    power = 1 << (heads.bit_length() - 1)
+    first = [2 ** (-8 * k / power) for k in range(1, power + 1)]
+    between = [2 ** (-4 * k / power) for k in range(1, 2 * power, 2)]
+    return np.array([*first, *between][:heads], np.float32)
+
+
+def to_bf16(x: F32) -> F32:
+    """Rounded to the nearest number that bfloat16 has, ties to even."""
+    bits = x.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
+
+
+def buckets(distance: NDArray[np.int64], count: int, farthest: int, *, both_sides: bool) -> NDArray[np.int64]:
+    """The bucket of each relative position, key minus query: near ones have one each, far ones share.
+
+    Source: T5, arXiv:1910.10683, section 2.1, and its code.
+    """
+    beyond = np.zeros_like(distance)
+    if both_sides:
+        count //= 2
+        beyond = np.where(distance > 0, count, 0)
+        steps = np.abs(distance)
+    else:
+        steps = np.maximum(-distance, 0)
+    exact = count // 2
+    with np.errstate(divide="ignore"):  # log 0 belongs to a near one
+        # float32, as the reference computes it: on a boundary the last bit decides
+        share = np.log(steps.astype(np.float32) / np.float32(exact)) / np.float32(math.log(farthest / exact))
+    far = exact + np.minimum(share * np.float32(count - exact), count).clip(0).astype(np.int64)
+    return np.asarray(beyond + np.where(steps < exact, steps, np.minimum(far, count - 1)))
 
 
 def depends_on_length(rope: Rope, positions: int, length: int) -> float:
@@ -38,9 +91,9 @@ def depends_on_length(rope: Rope, positions: int, length: int) -> float:
     return 0.0
 
 
-def inverse_frequencies(rope: Rope, head_dim: int, positions: int, length: int) -> tuple[NDArray[np.float64], float]:
+def inverse_frequencies(rope: Rope, positions: int, length: int) -> tuple[NDArray[np.float64], float]:
     """Radians per position of each rotated pair, and a factor on cosine and sine."""
-    dim = head_dim
+    dim = rope.dims
     _require_pairs(rope, dim)
     base = rope.theta ** (np.arange(0, dim, 2) / dim)  # [rotated / 2]
     match rope.type:
@@ -119,6 +172,9 @@ def _longrope(rope: Rope, base: NDArray[np.float64], positions: int, length: int
     original = rope.original_positions
     factors = rope.long_factor if length > original else rope.short_factor
     factor = rope.factor or positions / original
+    mscale = rope.long_mscale if length > original else rope.short_mscale
+    if mscale is not None:
+        return 1 / (np.array(factors) * base), mscale
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
     if rope.attention_factor is not None:
         attention = rope.attention_factor

@@ -49,10 +49,11 @@ def steps(registry: Registry) -> list[Step]:
             biases[address.removesuffix(".bias")] += weight.parameters()
         else:
             groups[address].append(weight)
+    rotated = registry.config is not None and registry.config.position_kind == "rope"
     result = [Step("text", False), Step("tokenizer", False), Step("token ids", False)]
     for address, weights in groups.items():
         step = _step(address, weights, biases[address])
-        result += _before(address, step.stack, activation, architecture.positions == "rope")
+        result += _before(address, step.stack, activation, rotated)
         result.append(step)
     end = "logits of the next token" if architecture.has_head and "lm_head" in registry else "hidden states"
     return [*result, Step(f"output: {end}", False)]
