@@ -309,6 +309,18 @@ def test_a_cache_link_that_leaves_its_blobs_is_not_followed(cache: Path, tmp_pat
     refused(cache, name, "link out of its folder")
 
 
+@pytest.mark.parametrize("part", ["snapshots/abc123", "snapshots", "blobs", "refs", "refs/main"])
+@pytest.mark.parametrize("ref", [True, False])
+def test_a_part_of_the_cache_that_is_a_link_out_of_it_is_not_followed(
+    cache: Path, tmp_path: Path, part: str, ref: bool
+) -> None:
+    if not ref:
+        (cache / "refs" / "main").write_text("")  # then it is the only snapshot that is taken
+    (cache / part).rename(tmp_path / "elsewhere")
+    (cache / part).symlink_to(tmp_path / "elsewhere")
+    refused(cache, "link out of its folder")
+
+
 @pytest.mark.parametrize("target", ["gone", SECOND])  # SECOND: a link to itself
 def test_a_link_that_leads_nowhere(sharded: Path, target: str) -> None:
     (sharded / SECOND).unlink()

@@ -150,19 +150,30 @@ def _with_siblings(shard: ShardFile, path: Path) -> list[ShardFile]:
 
 
 def _cache_snapshot(folder: Path) -> Path:
-    """The snapshot that a `models--owner--name` folder of the Hugging Face cache points to."""
-    snapshots = folder / "snapshots"
-    if not snapshots.is_dir() or not (folder / "refs").is_dir():
+    """The snapshot that a `models--owner--name` folder of the Hugging Face cache points to.
+
+    Raises FormatError where there is none to choose, or where a link leads out of the folder.
+    """
+    snapshots, refs = folder / "snapshots", folder / "refs"
+    if not snapshots.is_dir() or not refs.is_dir():
         return folder
-    ref = folder / "refs" / "main"
-    if ref.is_file():
-        name = strictjson.read_bytes(ref).decode("utf-8", "replace").strip()
-        if re.fullmatch(r"[0-9A-Za-z._-]+", name) and name.strip(".") and (snapshots / name).is_dir():
-            return snapshots / name
-    found = sorted(child for child in snapshots.iterdir() if child.is_dir())
-    if len(found) != 1:
-        raise FormatError(f"{folder}: {len(found)} snapshots and no refs/main; name one of {snapshots}/…")
-    return found[0]
+    inside(folder, snapshots)
+    name = _ref(inside(folder, refs) / "main")
+    if name is None or not (snapshots / name).is_dir():
+        found = sorted(child.name for child in snapshots.iterdir() if child.is_dir())
+        if len(found) != 1:
+            raise FormatError(f"{folder}: {len(found)} snapshots and no refs/main; name one of {snapshots}/…")
+        name = found[0]
+    inside(folder, snapshots / name)  # who names the folder means what is in it, not what a link in it leads to
+    return snapshots / name
+
+
+def _ref(path: Path) -> str | None:
+    """The snapshot that a ref of the cache names; None where it is not there or names none."""
+    if not path.is_file():
+        return None
+    name = strictjson.read_bytes(inside(path.parent, path)).decode("utf-8", "replace").strip()
+    return name if re.fullmatch(r"[0-9A-Za-z._-]+", name) and name.strip(".") else None
 
 
 def _open_folder(folder: Path) -> Checkpoint:
