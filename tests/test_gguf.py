@@ -330,6 +330,24 @@ def test_split_files_are_one_model(tmp_path: Path) -> None:
         wk.open(tmp_path / "m-00001-of-00002.gguf")
 
 
+def test_a_file_that_says_it_is_one_of_a_million(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is looked at once, not a million times."""
+    values = [kv("split.no", 4, struct.pack("<I", 0)), kv("split.count", 4, struct.pack("<I", 999_999))]
+    path = tmp_path / "m-000001-of-999999.gguf"
+    path.write_bytes(build(values, [info("w", (8,), 0, 0)], ONES.tobytes()))
+    asked: list[Path] = []
+    exists = Path.exists
+
+    def counted(self: Path, **options: Any) -> bool:
+        asked.append(self)
+        return exists(self, **options)
+
+    monkeypatch.setattr(Path, "exists", counted)
+    with pytest.raises(FormatError, match=r"one of 999,999 files, of which m-000002-of-999999\.gguf"):
+        wk.open(path)
+    assert len(asked) < 100
+
+
 def test_a_split_model_is_its_whole(twins: tuple[wk.Model, Path], tmp_path: Path) -> None:
     """Rows of Q in the second file are put in order by what only the first file says."""
     whole = gguf.GGUFReader(twins[1])

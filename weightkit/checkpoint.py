@@ -8,6 +8,7 @@ read, except the blobs of the cache that the folder is part of.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -141,11 +142,13 @@ def _with_siblings(shard: ShardFile, path: Path) -> list[ShardFile]:
     numbered = _NUMBERED.fullmatch(path.name)
     if part is None or part[1] < 2 or not numbered or int(numbered[3]) != part[1]:
         return [shard]
-    width = len(numbered[2])
-    names = [f"{numbered[1]}-{n:0{width}}-of-{numbered[3]}{numbered[4]}" for n in range(1, part[1] + 1)]
-    missing = [name for name in names if not (path.parent / name).exists()]
-    if missing:
-        raise FormatError(f"{path}: is one of {part[1]} files; {one_line(missing, 3)} not there")
+    width, present = len(numbered[2]), _names_in(path.parent)
+    names: list[str] = []
+    for n in range(1, part[1] + 1):  # a file may say that it is one of a million: stop at the first that is not there
+        name = f"{numbered[1]}-{n:0{width}}-of-{numbered[3]}{numbered[4]}"
+        if name not in present:
+            raise FormatError(f"{path}: is one of {part[1]:,} files, of which {name} is not there")
+        names.append(name)
     return [shard if name == path.name else _open_part(path.parent, name) for name in names]
 
 
@@ -176,11 +179,16 @@ def _ref(path: Path) -> str | None:
     return name if re.fullmatch(r"[0-9A-Za-z._-]+", name) and name.strip(".") else None
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _names_in(folder: Path) -> set[str]:
+    """The names in a folder, which are asked for at once: thousands may be looked up in them."""
     try:
-        names = sorted(child.name for child in folder.iterdir())
+        return set(os.listdir(folder))
     except OSError as error:
         raise FormatError(f"{folder}: cannot be listed: {error.strerror}") from None
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    names = sorted(_names_in(folder))
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     single = next((name for name in _SINGLE if name in names), None)
     if single and not (single.endswith(".bin") and _INDEXES[0] in names):
