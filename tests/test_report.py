@@ -16,7 +16,7 @@ from weightkit.analysis.statistics import Histogram
 from weightkit.report import units
 from weightkit.report.charts import bars
 from weightkit.report.pipeline import pipeline, steps
-from weightkit.report.tables import Column, Line, csv_text, markdown, pairs, table
+from weightkit.report.tables import Column, Line, csv_text, markdown, pairs, plain, table
 
 
 def text(lines: Iterable[Line]) -> list[str]:
@@ -108,6 +108,14 @@ def test_a_table_that_cannot_shrink_enough_keeps_its_numbers() -> None:
 def test_a_table_of_nothing() -> None:
     assert text(table(COLUMNS, [])) == ["name  n  where it is"]
     assert pairs([]) == []
+
+
+def test_a_name_of_a_megabyte_is_not_cut_and_pads_no_other_row() -> None:
+    rows = [("a" * 10**6, "1", "x"), ("short", "1", "y")]
+    for title, long, short in (list(plain(COLUMNS, rows)), text(table(COLUMNS, rows))):
+        assert "a" * 10**6 in long
+        assert max(len(title), len(short)) < 300
+    assert text(pairs([("a" * 10**6, "x"), ("short", "y")]))[1] == "short" + " " * 197 + "y"
 
 
 def test_names_are_escaped() -> None:

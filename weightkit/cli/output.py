@@ -132,7 +132,7 @@ def rows(
         for line in table(columns, cells, width()):
             say(line)
     else:
-        sys.stdout.write(plain_table(columns, cells))
+        sys.stdout.writelines(plain_table(columns, cells))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from weightkit.analysis.explain import pattern_of
 from weightkit.architectures.parts import Role
 from weightkit.registry import Registry
 from weightkit.report import units
-from weightkit.report.tables import Line
+from weightkit.report.tables import Line, widest
 from weightkit.weight import Weight
 
 
@@ -111,7 +111,7 @@ def pipeline(registry: Registry, total: int) -> list[Line]:
     weighted = [row for step, row in zip(found, rows, strict=True) if step.weights]
     if not weighted:
         return []
-    widths = [max(len(row[i]) for row in weighted) for i in range(4)]
+    widths = [widest(row[i] for row in weighted) for i in range(4)]
     layers = {stack: max(step.layers for step in found if step.stack == stack) for stack in {s.stack for s in found}}
     lines: list[Line] = []
     inside: str | None = None

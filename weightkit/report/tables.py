@@ -15,6 +15,7 @@ Span = tuple[str, str]  # text, and a rich style or ""
 Line = list[Span]
 
 GAP = "  "
+MOST_WIDTH = 200  # of a column
 
 
 @dataclass(frozen=True)
@@ -27,31 +28,37 @@ class Column:
     shrinks: bool = False  # may be cut, in its middle, where the line is too long
 
 
+def widest(texts: Iterable[str], most: int = MOST_WIDTH) -> int:
+    """The width of a column of texts. A very long one stands out of its column, so that it pads no other rows."""
+    return min(max(map(len, texts), default=0), most)
+
+
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> Iterator[Line]:
     """The lines of a table, a header first. `width` None never cuts."""
     cells = [tuple(map(printable, row)) for row in rows]
-    widths = [max([len(c.title), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
+    widths = [widest([c.title, *(row[i] for row in cells)], width or MOST_WIDTH) for i, c in enumerate(columns)]
     if width is not None:
         _shrink(columns, widths, width)
-    yield _stripped([(_cell(c.title, c, w) + GAP, "dim") for c, w in zip(columns, widths, strict=True)])
+        cells = [tuple(map(_cut, row, widths)) for row in cells]
+    yield _stripped([(_padded(c.title, c, size) + GAP, "dim") for c, size in zip(columns, widths, strict=True)])
     for row in cells:
         fitted = zip(row, columns, widths, strict=True)
-        yield _stripped([(_cell(cell, column, size) + GAP, column.style) for cell, column, size in fitted])
+        yield _stripped([(_padded(cell, column, size) + GAP, column.style) for cell, column, size in fitted])
 
 
-def plain(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
-    """A table as text without styles, nothing cut: what goes into a pipe, which may be a hundred thousand rows."""
+def plain(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table as lines without styles, nothing cut: what goes into a pipe, which may be a hundred thousand rows."""
     texts = (tuple(row) for row in ([c.title for c in columns], *rows))
     cells = [row if "".join(row).isprintable() else tuple(map(printable, row)) for row in texts]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = map(widest, zip(*cells, strict=True))
     line = GAP.join(f"{{:{'>' if c.right else '<'}{width}}}" for c, width in zip(columns, widths, strict=True))
-    return "".join(line.format(*row).rstrip() + "\n" for row in cells)
+    return (line.format(*row).rstrip() + "\n" for row in cells)
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> list[Line]:
     """Lines of a name and a value, aligned."""
     rows = list(rows)
-    width = max((len(name) for name, _ in rows), default=0)
+    width = widest(name for name, _ in rows)
     return [[(f"{name:<{width}}{GAP}", "dim"), (printable(value), "")] for name, value in rows]
 
 
@@ -66,10 +73,14 @@ def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
             over -= cut
 
 
-def _cell(text: str, column: Column, width: int) -> str:
-    if len(text) > width:
-        head = (width - 1) // 3  # the end of a name says more than its beginning
-        text = text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+def _cut(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 3  # the end of a name says more than its beginning
+    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+
+
+def _padded(text: str, column: Column, width: int) -> str:
     return text.rjust(width) if column.right else text.ljust(width)
 
 
