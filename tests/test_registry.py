@@ -359,6 +359,15 @@ def test_weights_of_no_family_and_without_a_config_open_by_names(tmp_path: Path)
     assert "no config.json" in registry.notes[0]
 
 
+@pytest.mark.parametrize("layer", ["9" * 5000, "1" * 10, "٣"])
+def test_a_number_that_no_layer_has_is_a_part_of_a_name(tmp_path: Path, layer: str) -> None:
+    tensors = tiny.weights({**tiny.CONFIGS["llama"], "num_hidden_layers": 1})
+    tensors = {name.replace(".0.", f".{layer}."): array for name, array in tensors.items()}
+    (tiny.write(tmp_path, tensors=tensors) / "config.json").unlink()
+    registry = open_registry(open_checkpoint(tmp_path))
+    assert set(registry) == {f"name:{name}" for name in tensors}
+
+
 @pytest.mark.parametrize(("text", "layered"), [("W_Q", "layers.*.attn.q"), ("mlp.up_proj", "layers.*.ffn.up"),
                                                ("attn[head=1]", "layers.*.attn[head=1]")])  # fmt: skip
 def test_an_address_that_belongs_in_a_layer_is_shown_there(tmp_path: Path, text: str, layered: str) -> None:

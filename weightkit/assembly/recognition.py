@@ -23,7 +23,8 @@ from weightkit.tensor import Source
 from weightkit.weight import Axis, Weight
 
 _PLACE = re.compile(r"\\\{(\w+)\\\}")
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_DIGITS = "[0-9]{1,9}"  # of a number in a name that could be one of a layer or an expert
+_NUMBER = re.compile(rf"(?<![^.]){_DIGITS}(?![^.])")
 _KNOWN_AXES = {  # those of a slot whose size is that of the tensor
     "token": "token",
     "position": "position",
@@ -111,7 +112,7 @@ class Places:
 
     def _place(self, name: str, prefix: str, order: tuple[int, int, int], slot: Slot, bias: bool) -> _Place | None:
         pattern = re.escape(slot.name.replace("{prefix}", prefix))
-        match = re.match(_PLACE.sub(r"(?P<\1>\\d+)", pattern), name)
+        match = re.match(_PLACE.sub(rf"(?P<\1>{_DIGITS})", pattern), name)
         if match is None:
             return None
         numbers = {key: int(value) for key, value in match.groupdict().items()}
