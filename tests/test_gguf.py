@@ -318,6 +318,16 @@ def test_what_cannot_be_written(tmp_path: Path, family: str, dtype: str, words: 
     assert not (tmp_path / "m.gguf").exists()
 
 
+@pytest.mark.parametrize("text", ["[]", "{", '{"model": 3}', '{"model": {}, "model": {}}', '{"model": {"type": "BPE"'
+                                  ', "vocab": {"a": 0}, "merges": [["a"]], "byte_fallback": true}}'])  # fmt: skip
+def test_a_tokenizer_that_is_none_is_not_written(tmp_path: Path, text: str) -> None:
+    model = wk.open(tiny.write(tmp_path / "hf"))
+    (tmp_path / "hf" / "tokenizer.json").write_text(text)
+    with pytest.raises(wk.WeightkitError, match="tokenizer"):
+        model.convert(tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
 def test_split_files_are_one_model(tmp_path: Path) -> None:
     for number in (0, 1):
         values = [kv("split.no", 2, struct.pack("<H", number)), kv("split.count", 2, struct.pack("<H", 2))]

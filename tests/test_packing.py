@@ -314,6 +314,7 @@ STATES = [
     b"", b"{", b"[]", b'{"shape": 3}', b'{"shape": [1e9, 2], "blocksize": 64}', b'{"shape": [64, 96], "blocksize": 0}',
     b'{"shape": [-1, 96], "blocksize": 64}', b"[" * 50_000, b'{"shape": [4611686018427387904, 4], "blocksize": 64}',
     b'{"shape": [64, 96], "blocksize": 64, "nested_offset": 1' + b"0" * 400 + b"}",
+    b'{"shape": [64, 96], "blocksize": 32, "blocksize": 64}',
 ]  # fmt: skip
 
 

@@ -176,6 +176,10 @@ RAW = {
     "a-list": b"[]",
     "null": b"null",
     "no-model": b"{}",
+    "a-key-twice": b'{"version": "1.0", "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "a": 0}}}',
+    "utf-16": '{"version": "1.0", "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0}}}'.encode(
+        "utf-16"
+    ),
     "model-null": b'{"model": null}',
     "too-deep": b'{"model":' * 50_000 + b"1" + b"}" * 50_000,
     "no-unigram-pieces": b'{"version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": []}}',

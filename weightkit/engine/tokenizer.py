@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from weightkit import strictjson
 from weightkit.errors import EngineError, FormatError
 
 
@@ -109,11 +109,8 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def _require_sane(raw: bytes, path: Path) -> None:
-    """Refuse ids on which the tokenizers package would panic."""
-    try:
-        value: Any = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from None
+    """Refuse JSON that two readers would take differently, and ids on which the tokenizers package would panic."""
+    value = strictjson.parse(raw, str(path))
     model = value.get("model") if isinstance(value, dict) else None
     if not isinstance(model, dict):
         raise FormatError(f"{path}: not a tokenizer: it has no model")

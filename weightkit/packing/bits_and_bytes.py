@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 
+from weightkit import strictjson
 from weightkit.dtypes import Array
+from weightkit.errors import FormatError
 from weightkit.packing.packed import (
     Made,
     Packed,
@@ -50,13 +51,13 @@ def _state(state: Source) -> tuple[tuple[int, ...], int, int, float]:
     try:
         if size > MOST_STATE or state.dtype.name != "U8":
             raise ValueError
-        value = json.loads(state.read(0, size).tobytes())
+        value = strictjson.parse(state.read(0, size).tobytes(), state.name)
         shape, block, nested = tuple(value["shape"]), value["blocksize"], value.get("nested_blocksize") or 0
         numbers = (*shape, block, nested)
         offset = float(value.get("nested_offset") or 0.0)
         if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers) or not block or not shape:
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (FormatError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         raise fault(state, "is not a state of bitsandbytes") from None
     return shape, block, nested, offset
 

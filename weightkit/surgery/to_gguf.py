@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from weightkit import strictjson
 from weightkit.checkpoint import Checkpoint
 from weightkit.config import Config
 from weightkit.errors import SaveError
@@ -86,7 +86,17 @@ def _metadata(config: Config, architecture: str, kind: str | None) -> dict[str, 
 def _tokenizer(checkpoint: Checkpoint, config: Config) -> dict[str, Any]:
     """The tokenizer.json as GGUF has it; nothing where it is of a kind that GGUF does not know."""
     raw = checkpoint.tokenizer()
-    value = json.loads(raw) if raw else {}
+    if raw is None:
+        return {}
+    where = f"{checkpoint.folder}: its tokenizer"
+    try:
+        return _vocabulary(strictjson.parse(raw, where), checkpoint, config)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise SaveError(f"{where} is not a sound one, so it cannot be written as GGUF") from None
+
+
+def _vocabulary(value: dict[str, Any], checkpoint: Checkpoint, config: Config) -> dict[str, Any]:
+    """The vocabulary and merges of a tokenizer.json, of whatever shape a stranger gave it."""
     model = value.get("model") or {}
     vocab = model.get("vocab")
     if model.get("type") != "BPE" or not isinstance(vocab, dict):
