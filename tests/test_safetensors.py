@@ -112,6 +112,7 @@ ENTRIES: dict[str, Any] = {
     "true as a size": entry(shape=[True]),
     "sizes whose product overflows to 0": entry("U8", [1 << 32, 1 << 32], [0, 0]),
     "sizes whose bytes overflow to 0": entry("F64", [1 << 61], [0, 0]),
+    "sizes without bound beside a 0": entry("U8", [1 << 62, 1 << 62, 0], [0, 0]),
     "a size of 2^64 - 1": entry(shape=[(1 << 64) - 1]),
     "a size of 400 digits": entry(shape=[10**400]),
     "65 dimensions": entry(shape=[1] * 65),

@@ -21,13 +21,12 @@ from weightkit.errors import FormatError
 from weightkit.formats import gguf_config, gguf_header, gguf_order, gguf_tokenizer
 from weightkit.formats.gguf_header import Header, Info, Items, Value
 from weightkit.formats.gguf_order import PERMUTED, Unpermuted, permute_rows, turn_rows
-from weightkit.formats.shard import MOST_ELEMENTS, ShardFile
+from weightkit.formats.shard import ShardFile, is_sensible
 from weightkit.tensor import Source, Tensor
 
 __all__ = ["PERMUTED", "SUFFIXES", "Unpermuted", "open_file", "permute_rows", "turn_rows", "types"]
 
 SUFFIXES = (".gguf",)
-MOST_EMPTY = 1 << 40  # of the other sizes of a tensor without elements
 PLAIN = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")
 _MOST_TEXT = 1000  # characters of a value in the metadata
 _BY_LAYER, _MOST_LAYERS = (".attention.head_count", ".attention.head_count_kv"), 10_000
@@ -104,7 +103,7 @@ def _dtype(info: Info) -> DType:
     dtype = types().get(info.kind)
     if dtype is None:
         raise ValueError(f"its type {info.kind} is not one of GGML, or is no longer")
-    if math.prod(max(size, 1) for size in info.sizes) > (MOST_EMPTY if 0 in info.sizes else MOST_ELEMENTS):
+    if not is_sensible(info.sizes):
         raise ValueError(f"its shape {list(info.sizes)} is not one of sensible sizes")
     if math.prod(info.sizes[:1]) % dtype.block:
         raise ValueError(f"its shape {list(info.sizes)} does not divide into {dtype.name} blocks of {dtype.block}")

@@ -18,7 +18,7 @@ from typing import Any
 from weightkit import files, strictjson
 from weightkit.dtypes import DTYPES
 from weightkit.errors import FormatError
-from weightkit.formats.shard import MOST_DIMENSIONS, MOST_ELEMENTS, ShardFile
+from weightkit.formats.shard import MOST_DIMENSIONS, ShardFile, is_sensible
 from weightkit.tensor import BLOCK, Source, Tensor
 
 SUFFIXES = (".safetensors",)
@@ -68,7 +68,8 @@ def _tensor(name: str, info: Any, path: Path, data: int, available: int) -> Tens
     try:
         dtype, shape, (start, end) = TYPES[info["dtype"]], info["shape"], info["data_offsets"]
         sound = _naturals(shape) and _naturals(info["data_offsets"]) and start <= end <= available
-        if sound and len(shape) <= MOST_DIMENSIONS and math.prod(shape) * dtype.bits == 8 * (end - start):
+        fits = sound and len(shape) <= MOST_DIMENSIONS and math.prod(shape) * dtype.bits == 8 * (end - start)
+        if fits and (0 not in shape or is_sensible(shape)):  # what is not empty is as large as its bytes
             return Tensor(name, dtype, tuple(shape), path, data + start)
     except (TypeError, KeyError, ValueError):
         pass
@@ -85,7 +86,7 @@ def _why(info: Any, available: int) -> str:
     if dtype is None:
         return f"unknown dtype {info['dtype']!r}"
     shape, offsets = info["shape"], info["data_offsets"]
-    if not _naturals(shape) or len(shape) > MOST_DIMENSIONS or math.prod(shape) > MOST_ELEMENTS:
+    if not _naturals(shape) or not is_sensible(shape):
         return f"its shape is not a list of at most {MOST_DIMENSIONS} sensible sizes"
     if not _naturals(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= available:
         return f"its data_offsets do not lie in the {available:,} bytes of data"

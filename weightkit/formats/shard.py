@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ from weightkit.tensor import Source
 
 MOST_DIMENSIONS = 64  # numpy's limit
 MOST_ELEMENTS = 1 << 60
+MOST_EMPTY = 1 << 40  # of the other sizes of a tensor without elements
 VERIFIED_BYTES = 32 << 20  # a file of up to this size is checked against its own checksums when it is opened
+
+
+def is_sensible(shape: Sequence[int]) -> bool:
+    """Whether an array may have these sizes; a size of 0 does not allow the others everything."""
+    if len(shape) > MOST_DIMENSIONS:
+        return False
+    return math.prod(max(n, 1) for n in shape) <= (MOST_EMPTY if 0 in shape else MOST_ELEMENTS)
 
 
 def is_verified(path: Path) -> bool:
