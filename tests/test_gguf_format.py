@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.test_safetensors import fetched
 from weightkit.dtypes import DTYPES, Array
 from weightkit.errors import EditError, FormatError, SaveError
 from weightkit.formats import gguf_config, gguf_write
@@ -109,6 +110,15 @@ def write_by_package(
 
 
 # ── the header ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("counts", [(0, 1), (1, 0)])
+def test_a_name_of_megabytes_is_refused_before_it_is_read(tmp_path: Path, counts: tuple[int, int]) -> None:
+    head = Made(counts=counts).raw()[:24] + (90 << 20).to_bytes(8, "little")
+    with fetched(tmp_path / "m.gguf", head, 64 << 30) as taken:
+        with pytest.raises(FormatError, match="94,371,840 bytes long"):
+            open_file(tmp_path / "m.gguf")
+        assert sum(taken) < 1 << 20
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from weightkit import files
 from weightkit.dtypes import DTYPES
 from weightkit.errors import FormatError
 from weightkit.formats import NOT_READ, open_file
@@ -39,6 +40,22 @@ def write(folder: Path, content: bytes) -> Path:
     path = folder / "some.safetensors"
     path.write_bytes(content)
     return path
+
+
+@contextmanager
+def fetched(path: Path, head: bytes, size: int) -> Iterator[list[int]]:
+    """A file of `size` bytes, zeros after its head, and how many bytes each read of it takes."""
+    taken: list[int] = []
+
+    def fetch(start: int, stop: int) -> bytes:
+        taken.append(stop - start)
+        return head[start:stop].ljust(stop - start, b"\0")
+
+    files.put_elsewhere(path, size, fetch)
+    try:
+        yield taken
+    finally:
+        files.forget(path.parent)
 
 
 def opened(folder: Path, header: Header, data: bytes = b"") -> ShardFile:
@@ -162,6 +179,12 @@ def test_broken_frames_are_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("header", TEXTS.values(), ids=TEXTS)
 def test_headers_that_are_not_strict_json_are_refused(tmp_path: Path, header: bytes) -> None:
     refused(write(tmp_path, pack(header, bytes(4))))
+
+
+def test_a_header_of_zeros_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with fetched(tmp_path / "some.safetensors", (90 << 20).to_bytes(8, "little"), 64 << 30) as taken:
+        assert "does not begin with" in refused(tmp_path / "some.safetensors")
+        assert sum(taken) < 1 << 20
 
 
 @pytest.mark.parametrize("value", ENTRIES.values(), ids=ENTRIES)

@@ -117,18 +117,18 @@ class _Cursor:
         start = self.need(layout.size, what)
         return layout.unpack_from(self.raw, start)
 
-    def text(self, what: str) -> bytes:
+    def text(self, what: str, most: int | None = None) -> bytes:
         (length,) = self.unpack("Q", what)
+        if most is not None and length > most:  # said before as much is read
+            raise self.fail(f"{what} is {length:,} bytes long; GGUF allows {most:,}")
         start = self.need(length, what)
         return self.raw[start : self.at]
 
     def name(self, what: str) -> str:
         """A key or the name of a tensor: not empty, UTF-8, not endless."""
-        raw = self.text(what)
+        raw = self.text(what, MOST_NAME)
         if not raw:
             raise self.fail(f"{what} is empty")
-        if len(raw) > MOST_NAME:
-            raise self.fail(f"{what} is {len(raw):,} bytes long; GGUF allows {MOST_NAME:,}")
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:

@@ -34,8 +34,8 @@ def open_file(path: Path) -> ShardFile:
     size = files.size(path)
     try:
         with files.open_bytes(path) as file:
-            head = file.read(8)
-            length = int.from_bytes(head, "little")
+            head = file.read(9)
+            length = int.from_bytes(head[:8], "little")
             if len(head) < 8 or length > size - 8:
                 raise FormatError(
                     f"{path}: not a safetensors file, or cut short: its header would end at byte "
@@ -43,11 +43,12 @@ def open_file(path: Path) -> ShardFile:
                 )
             if length > strictjson.MOST_BYTES:
                 raise FormatError(f"{path}: a header of {length:,} bytes; safetensors allows 100 MB")
+            if not length or head[8:] != b"{":  # a file of zeros says so before 100 MB of it are read
+                raise FormatError(f"{path}: not a safetensors file: its header does not begin with '{{'")
+            file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
-    if not raw.startswith(b"{"):
-        raise FormatError(f"{path}: not a safetensors file: its header does not begin with '{{'")
     header = strictjson.parse(raw, f"{path}: header")
     metadata = _metadata(header.pop("__metadata__", None), path)
     data = 8 + length
