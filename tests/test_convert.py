@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from safetensors.numpy import save_file
 
 import weightkit as wk
 from tests.conftest import Cli
+from tests.test_families import SAVED
 from tests.test_families import random as family_tensors
 from tests.test_families import write as write_family
 from tests.tiny import CONFIGS, weights, write
 from weightkit.errors import EditError, SaveError
+from weightkit.formats.gguf import permute_rows
+from weightkit.formats.gguf_mapping import hf_names
+from weightkit.surgery.convert import logical
 from weightkit.tensor import Tensor
 
 A = NDArray[Any]
@@ -238,3 +243,114 @@ def test_experts_as_they_are(tmp_path: Path) -> None:
     saved = tensors_of(tmp_path / "b")
     assert saved.keys() == tensors.keys()
     assert all(np.array_equal(saved[name], array) for name, array in tensors.items())
+
+
+# ── from GGUF, and from what is packed: as Hugging Face files have it ──────────────────────────────────
+
+
+def concatenated(array: A, groups: int, *sizes: int) -> A:
+    """Rows that come by turns for every group, in runs of these sizes: those of each kind together."""
+    parts = np.split(array.reshape(groups, sum(sizes), *array.shape[1:]), np.cumsum(sizes)[:-1], axis=1)
+    return np.concatenate([part.reshape(-1, *array.shape[1:]) for part in parts])
+
+
+GGUF: dict[str, tuple[str, dict[str, Any]]] = {  # variant: (architecture, what a file of it says)
+    "mixtral": ("llama", {"expert_count": 4, "expert_used_count": 2}),
+    "qwen3_moe": (
+        "qwen3moe",
+        {
+            "expert_count": 6,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 32,
+            "attention.key_length": 16,
+            "attention.head_count_kv": 2,
+        },
+    ),
+    "gpt2": ("gpt2", {"feed_forward_length": 192}),
+    "bloom": ("bloom", {"feed_forward_length": 192}),
+    "gpt_neox": ("gptneox", {"use_parallel_residual": True}),
+    "falcon-40b": ("falcon", {"attention.head_count_kv": 2, "feed_forward_length": 192}),
+}
+
+
+def as_gguf(variant: str, tensors: dict[str, A]) -> dict[str, A]:
+    """The tensors as llama.cpp's converter lays them out."""
+    found: dict[str, A] = {}
+    stacks: dict[str, list[A]] = {}
+    for name, array in tensors.items():
+        if ".experts." in name:
+            stacks.setdefault(re.sub(r"\.\d+\.(?=\D+)(?!.*experts)", ".", name), []).append(array)
+        elif variant == "gpt2" and array.ndim == 2 and ".h." in name:
+            found[name] = array.T
+        elif variant in ("bloom", "gpt_neox") and "query_key_value" in name:
+            found[name] = concatenated(array, 4, 12, 12, 12)
+        elif variant == "falcon-40b" and "query_key_value" in name:
+            found[name] = concatenated(array, 2, 24, 12, 12)
+        elif variant == "mixtral" and (heads := 4 if "q_proj" in name else 2 if "k_proj" in name else 0):
+            found[name] = permute_rows(array, heads)
+        else:
+            found[name] = array
+    return found | {name: np.stack(arrays) for name, arrays in stacks.items()}
+
+
+def write_gguf(path: Path, variant: str, tensors: dict[str, A]) -> Path:
+    import gguf
+
+    architecture, more = GGUF[variant]
+    config = SAVED[variant]["config"]
+    said = {
+        "context_length": 64,
+        "embedding_length": 48,
+        "block_count": config.get("num_hidden_layers") or config.get("n_layer"),
+        "feed_forward_length": 80,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2 if variant == "mixtral" else 4,
+        "vocab_size": 97,
+        **more,
+    }
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in said.items():
+        add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+        add(f"{architecture}.{key}", value)
+    names = hf_names(architecture, said["block_count"], laid := as_gguf(variant, tensors))
+    for name, array in laid.items():
+        writer.add_tensor(names[name], np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("variant", GGUF)
+def test_a_gguf_file_becomes_what_it_was_made_from(tmp_path: Path, variant: str) -> None:
+    tensors = family_tensors(variant)
+    model = wk.open(write_gguf(tmp_path / "m.gguf", variant, tensors))
+    assert model.check().faults == []
+    model.convert(tmp_path / "out")
+    saved = tensors_of(tmp_path / "out")
+    assert saved.keys() == tensors.keys()
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(saved[name], array)
+    assert wk.open(tmp_path / "out").counts().unclaimed == []
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "bloom", "qwen3_moe"])
+def test_what_is_laid_out_anew_reads_in_any_part(tmp_path: Path, variant: str) -> None:
+    tensors = family_tensors(variant)
+    model = wk.open(write_gguf(tmp_path / "m.gguf", variant, tensors))
+    for name, source in logical(model.registry):
+        flat = tensors[name].ravel()
+        for start in range(0, flat.size, 1009):
+            np.testing.assert_array_equal(source.read(start, min(start + 1009, flat.size)), flat[start : start + 1009])
+
+
+def test_a_gguf_file_that_is_known_by_names_only_goes_with_no_config(tmp_path: Path) -> None:
+    tensors = family_tensors("mixtral")
+    del tensors["model.norm.weight"]
+    model = wk.open(write_gguf(tmp_path / "m.gguf", "mixtral", tensors))
+    assert model.registry.architecture is None
+    with pytest.raises(SaveError, match=r"m\.gguf: the names that Hugging Face files have .* are not known"):
+        model.convert(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    model.convert(tmp_path / "m.npz")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from weightkit.address import AXES, Address, Index, axis_names, parse, path_matches, resolve_ends, split_path
@@ -39,6 +39,7 @@ class Registry(Mapping[str, Weight]):
         bookkeeping: tuple[str, ...] = (),
         sized: bool = True,
         said: Mapping[str, str] | None = None,
+        foreign: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._weights = weights
         self.by_name = by_name  # every tensor in the files, as it is stored
@@ -50,6 +51,7 @@ class Registry(Mapping[str, Weight]):
         self.bookkeeping = bookkeeping  # names of scales, zero points and states of packed weights
         self.sized = sized  # False: not even shapes are known, only names
         self.said = said or {}  # what Hugging Face files call a tensor, where these files call it otherwise
+        self.foreign = foreign or {}  # and what they have in its place where they have none such: one for each expert
         known = {weight.name for weight in weights.values()}.union(ignored, bookkeeping)
         self.unclaimed = tuple(name for name in by_name if name not in known)
         self._all = weights | {by_name[name].address: by_name[name] for name in self.unclaimed}
@@ -111,6 +113,7 @@ class Registry(Mapping[str, Weight]):
             bookkeeping=self.bookkeeping,
             sized=self.sized,
             said=self.said,
+            foreign=self.foreign,
         )
 
     def select(self, address: str | Address, token_id: TokenId | None = None) -> list[Selection]:

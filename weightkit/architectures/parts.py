@@ -49,7 +49,9 @@ class Slot:
     part: int = 0  # which of them this is
     every: str = ""  # the axis with each of whose items the parts come again; "" one after another
     stacked: bool = False  # the tensor holds those of all experts, one after another
+    each: str = ""  # what the tensor of one expert is called in a Hugging Face file, which has no such stack
     form: str = ""  # one of several ways of storing the same matrices; the first form in the table is the usual one
+    foreign: bool = False  # a form that no Hugging Face file has
     optional: Literal["", "head", "extra"] = ""  # head: in the file or, when tied, not; extra: only in some files
     buffer: bool = False  # stored, and used, but not learned
 
@@ -203,7 +205,14 @@ def experts(
         *gated(own[0], own[1], own[2], when="experts", at=EXPERT, axis="expert_neuron", form="each"),
         *stacked_experts(name + "gate_up_proj", name + "down_proj", raw=True, form="stacked"),
         *(
-            replace(slot, name=slot.name.replace("{expert}.", ""), stacked=True, form="apart")  # as GGUF has them
+            replace(  # as GGUF has them
+                slot,
+                name=slot.name.replace("{expert}.", ""),
+                stacked=True,
+                each=slot.name,
+                form="apart",
+                foreign=True,
+            )
             for slot in gated(own[0], own[1], own[2], when="experts", at=EXPERT, axis="expert_neuron")
         ),
     )

@@ -56,6 +56,7 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
         model_type=checkpoint.config["model_type"] if checkpoint.config else None,
         bookkeeping=tuple(name for name in (*builder.scales, *scales)),
         said=names.said(),
+        foreign=builder.foreign,
     )
 
 
@@ -116,6 +117,7 @@ class _Builder:
         self.weights: dict[str, Weight] = {}
         self.claimed: set[str] = set()
         self.scales: list[str] = []
+        self.foreign: dict[str, list[str]] = {}
         self.settings = checkpoint.packing
         self.schemes = packing.schemes_of(names.actual) if config.quantization else ()
         self.where = checkpoint.folder / CONFIG
@@ -143,6 +145,10 @@ class _Builder:
             name, source = found
             if source is not None and source.shape != item.stored:
                 layout = self._turned(item, source, layout, f"{address} ({name})")
+            if slot.foreign:
+                self.foreign.setdefault(name, []).extend(
+                    [slot.each.format_map(fill) + item.ending] if slot.each else []
+                )
         layer = fill.get("layer")
         self.weights[address] = Weight(
             address,

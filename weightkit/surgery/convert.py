@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from weightkit.dtypes import DTYPES, Array, DType
 from weightkit.errors import EditError, SaveError, nearest
 from weightkit.formats import safetensors
 from weightkit.registry import Registry
+from weightkit.surgery.hugging_face import Expert, relaid
 from weightkit.surgery.place import beside, companions, put, require_free, sync
 from weightkit.tensor import Derived, Source, Tensor
 from weightkit.weight import Weight
@@ -69,6 +70,8 @@ def convert(
     out = Path(out)
     as_file = out.suffix in FILES
     require_free(checkpoint, out, force=force, as_file=as_file)
+    if not as_file:
+        _require_names(checkpoint, registry)
     if out.suffix == ".gguf":
         from weightkit.surgery.to_gguf import write_gguf
 
@@ -89,20 +92,44 @@ def convert(
     return out
 
 
+def _require_names(checkpoint: Checkpoint, registry: Registry) -> None:
+    """Raise SaveError where a config would stand beside names that it does not go with."""
+    if checkpoint.format == "gguf" and checkpoint.config is not None and registry.architecture is None:
+        raise SaveError(
+            f"{checkpoint.shards[0].path}: the names that Hugging Face files have for its tensors are not known "
+            f"({registry.notes[-1]}); convert it to a single file, which keeps those it has"
+        )
+
+
 def logical(registry: Registry) -> Iterator[Named]:
-    """The tensors that a model is made of, by Hugging Face names: no scales, no optimizer state, no repeats."""
+    """The tensors that a model is made of, as Hugging Face files have them: no scales, no optimizer state, no repeats.
+
+    Raises SaveError where they have none such.
+    """
     packed = {w.name: w for w in registry.values() if w.source is not None and w.source is not _raw(registry, w.name)}
     tied = registry.config is not None and registry.config.tied  # else nothing would tell that they are one
     repeats = {w.name for w in registry.values() if tied and w.tied_to and _shares_bytes(registry, w)}
     left_out = {*registry.bookkeeping, *registry.ignored, *repeats}
+    anew = relaid(registry)
     for name, weight in registry.by_name.items():
         if name in left_out:
             continue
         said = registry.said.get(name, name)
-        if name in packed:
-            yield _unpacked_name(said), packed[name].stored
+        source = anew.get(name) or (packed[name].stored if name in packed else weight.stored)
+        if name in registry.foreign:
+            yield from _each(name, source, registry.foreign[name])
         else:
-            yield said, weight.stored
+            yield _unpacked_name(said) if name in packed else said, source
+
+
+def _each(name: str, stack: Source, names: Sequence[str]) -> Iterator[Named]:
+    """The matrices of a stack, as Hugging Face files have them: in tensors of their own."""
+    if len(names) != stack.shape[0]:
+        raise SaveError(
+            f"{name}: Hugging Face files have no such tensor, so the model cannot be converted from this form"
+        )
+    for number, said in enumerate(names):
+        yield said, Expert(stack, number)
 
 
 def _raw(registry: Registry, name: str) -> Source | None:
