@@ -109,7 +109,8 @@ def head(name: str = "lm_head", *, bias: str = "", axis: str = "residual") -> Sl
     return Slot("lm_head", name, Role.HEAD, ("token", axis), bias=bias, optional="head")
 
 
-_QKV = (("q", Role.Q, "head"), ("k", Role.K, "kv_head"), ("v", Role.V, "kv_head"))
+QKV_AXES = ("head", "kv_head", "kv_head")
+_QKV = tuple(zip("qkv", (Role.Q, Role.K, Role.V), QKV_AXES, strict=True))
 
 
 def separate_qkv(
@@ -136,7 +137,7 @@ def fused_qkv(name: str, *, bias: str = "", transposed: bool = False, every: str
             (axis, "residual"),
             bias=bias,
             transposed=transposed,
-            fused=("head", "kv_head", "kv_head"),
+            fused=QKV_AXES,
             part=part,
             every=every,
         )

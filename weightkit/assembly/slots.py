@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from weightkit.architectures.parts import Architecture, Slot
+from weightkit.architectures.parts import QKV_AXES, Architecture, Slot
 from weightkit.config import Config
 from weightkit.layout import Layout
 from weightkit.weight import Axis
@@ -90,11 +90,12 @@ def axes_of(config: Config) -> dict[str, Axis]:
 
 def _item(slot: Slot, axes: Mapping[str, Axis], bias: bool, gguf: bool) -> Item:
     own = tuple(axes[name] for name in slot.axes[: 1 if bias else None])
-    transposed = slot.transposed and not gguf  # GGUF has every matrix as [out, in], and q, k, v one after another
+    transposed = slot.transposed and not gguf  # GGUF has every matrix as [out, in]
     layout = Layout(transposed=transposed)
     out = own[0].size if own else 1
     if slot.fused:
-        repeats = axes[slot.every].count if slot.every and not gguf else 1
+        together = gguf and slot.fused == QKV_AXES  # q, k and v, but not what else is in one tensor
+        repeats = axes[slot.every].count if slot.every and not together else 1
         blocks = [axes[name].size // repeats for name in slot.fused]
         out = sum(blocks) * repeats
         layout = replace(
