@@ -524,6 +524,27 @@ def test_converted_it_is_a_plain_model(tmp_path: Path) -> None:
     assert "quantization" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 
 
+def test_packers_turn_the_matrices_of_gpt_2(tmp_path: Path) -> None:
+    """It has them as [in, out], and AutoGPTQ and bitsandbytes as [out, in]: a square one tells by nothing else."""
+    tensors = tiny.weights(tiny.CONFIGS["gpt2"])
+    dense = dict(tensors)
+    for name in [n for n in tensors if ".h." in n and tensors[n].ndim == 2]:
+        width, out = tensors[name].shape
+        q, s = RNG.integers(-127, 128, (out, width)).astype(np.int8), RNG.random(out).astype(np.float32)
+        tensors |= {name: q, name.removesuffix("weight") + "SCB": s}
+        dense[name] = np.ascontiguousarray((q.astype(np.float32) * s[:, None] / np.float32(127)).T)
+    folder = tiny.write(
+        tmp_path / "packed", "gpt2", tensors=tensors, quantization_config={"quant_method": "bitsandbytes"}
+    )
+    model, plain = wk.open(folder), wk.open(tiny.write(tmp_path / "plain", "gpt2", tensors=dense))
+    for address in ("layers.1.attn.q", "layers.1.attn.o", "layers.1.ffn.up", "layers.1.ffn.down"):
+        np.testing.assert_allclose(model[address].array(), plain[address].array(), rtol=1e-6)
+    model.convert(tmp_path / "out")
+    saved = wk.open(tmp_path / "out")
+    for name, array in dense.items():
+        np.testing.assert_allclose(saved[f"name:{name}"].stored.mapped(), array, rtol=1e-6)
+
+
 def test_an_index_of_a_packed_model_is_claimed(shared: Path) -> None:
     for folder in ("llama-2-13b-bnb", "llama-3.1-8b-bnb", "qwen3-14b-mlx-4bit"):
         counts = wk.open(shared / "configs" / folder).counts()

@@ -143,12 +143,14 @@ class _Builder:
                     "they belong to another model, or a part is missing"
                 )
             name, source = found
+            if isinstance(source, packing.Packed) and slot.transposed and not slot.stacked:
+                # GPT-2's own matrices are [in, out]; every packer turns them to [out, in] first.
+                item, layout = replace(item, stored=item.stored[::-1]), replace(layout, transposed=False)
             if source is not None and source.shape != item.stored:
                 layout = self._turned(item, source, layout, f"{address} ({name})")
             if slot.foreign:
-                self.foreign.setdefault(name, []).extend(
-                    [slot.each.format_map(fill) + item.ending] if slot.each else []
-                )
+                names = self.foreign.setdefault(name, [])
+                names += [slot.each.format_map(fill) + item.ending] if slot.each else []
         layer = fill.get("layer")
         self.weights[address] = Weight(
             address,
