@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -173,6 +174,24 @@ def test_values_are_read_where_the_family_is_not_known(tmp_path: Path) -> None:
     tensors["model.norm.weight"][3] = np.nan
     found = faults(write(tmp_path, tensors=tensors, model_type="unheard_of"))
     assert {f.kind for f in found} == {"config", "values"}
+
+
+@pytest.mark.parametrize("storage", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_packed_bytes_are_no_numbers_of_the_type_that_holds_them(tmp_path: Path, storage: type[np.generic]) -> None:
+    tensors: dict[str, Any] = dict(weights(CONFIGS["llama"]))
+    state = {"quant_type": "nf4", "blocksize": 64, "shape": [80, 48]}
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors |= {
+        name: np.full(80 * 48 // 2, 255, np.uint8).view(storage)[:, None],  # all bits set: NaN in each of the types
+        name + ".absmax": np.ones(60, np.float32),
+        name + ".quant_map": np.linspace(-1, 1, 16, dtype=np.float32),
+        name + ".quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), np.uint8),
+    }
+    folder = write(tmp_path / "a", tensors=tensors, quantization_config={"quant_method": "bitsandbytes"})
+    assert faults(folder) == []
+    tensors[name + ".absmax"] = with_value("F32", np.nan, (7,), (60,))
+    folder = write(tmp_path / "b", tensors=tensors, quantization_config={"quant_method": "bitsandbytes"})
+    assert [fault.where for fault in faults(folder)] == [name + ".absmax"]
 
 
 def test_an_edited_model_is_checked_as_edited(tmp_path: Path) -> None:
