@@ -370,3 +370,70 @@ def test_a_gguf_file_that_is_known_by_names_only_goes_with_no_config(tmp_path: P
         model.convert(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     model.convert(tmp_path / "m.npz")
+
+
+def of_mlx(tensors: dict[str, A]) -> dict[str, A]:
+    """The tensors as mlx-lm has them: the experts of a layer in three stacks."""
+    named = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    found: dict[str, A] = {}
+    stacks: dict[str, list[A]] = {}
+    for name, array in tensors.items():
+        if match := re.fullmatch(r"(.*)\.experts\.\d+\.(\w+)\.weight", name):
+            stacks.setdefault(f"{match[1]}.switch_mlp.{named.get(match[2], match[2])}.weight", []).append(array)
+        else:
+            found[name] = array
+    return found | {name: np.stack(arrays) for name, arrays in stacks.items()}
+
+
+@pytest.mark.parametrize("variant", ["mixtral", "phimoe-bias", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3"])
+def test_experts_of_mlx_are_those_of_hugging_face(tmp_path: Path, variant: str) -> None:
+    tensors = family_tensors(variant)
+    model = wk.open(write_family(tmp_path / "mlx", variant, of_mlx(tensors)))
+    plain = wk.open(write_family(tmp_path / "hf", variant, tensors))
+    assert model.counts().unclaimed == []
+    assert list(model) == list(plain)
+    for address in plain:
+        np.testing.assert_array_equal(model[address].array(), plain[address].array())
+    model.convert(tmp_path / "out")
+    saved = tensors_of(tmp_path / "out")
+    assert saved.keys() == tensors.keys()
+    assert all(np.array_equal(saved[name], array) for name, array in tensors.items())
+
+
+def apart(tensors: dict[str, A], together: str, down: str, stem: str, *, by_turns: bool) -> dict[str, A]:
+    """Stacks of gate and up together, each in a stack of its own and [out, in], as mlx-lm has them."""
+    found: dict[str, A] = {}
+    for name, array in tensors.items():
+        kind = ".bias" if name.endswith("_bias") else ".weight"
+        turned = array.swapaxes(1, 2) if by_turns and array.ndim == 3 else array
+        at = f"model.layers.{name.removeprefix('model.layers.').partition('.')[0]}.{stem}"
+        if together in name:
+            halves = (turned[:, 0::2], turned[:, 1::2]) if by_turns else np.split(turned, 2, axis=1)
+            found |= {f"{at}.{part}_proj{kind}": half for part, half in zip(("gate", "up"), halves, strict=True)}
+        elif down in name:
+            found[f"{at}.down_proj{kind}"] = turned
+        else:
+            found[name] = array
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+
+
+MLX_APART: dict[str, tuple[str, str, str, bool]] = {
+    "gpt_oss": ("experts.gate_up_proj", "experts.down_proj", "mlp.experts", True),
+    "granitemoe": ("input_linear", "output_linear", "block_sparse_moe.switch_mlp", False),
+}
+
+
+@pytest.mark.parametrize("variant", MLX_APART)
+def test_stacks_of_mlx_that_hugging_face_has_not(tmp_path: Path, variant: str) -> None:
+    tensors = family_tensors(variant)
+    together, down, stem, by_turns = MLX_APART[variant]
+    stacks = apart(tensors, together, down, stem, by_turns=by_turns)
+    model = wk.open(write_family(tmp_path / "mlx", variant, stacks))
+    plain = wk.open(write_family(tmp_path / "hf", variant, tensors))
+    assert model.counts().unclaimed == []
+    assert set(model) == set(plain)
+    for address in plain:
+        np.testing.assert_array_equal(model[address].array(), plain[address].array())
+    with pytest.raises(SaveError, match="Hugging Face files have no such tensor"):
+        model.convert(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

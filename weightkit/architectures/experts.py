@@ -20,6 +20,7 @@ from weightkit.architectures.llama import (
 )
 from weightkit.architectures.parts import (
     BUFFERS,
+    PARTS,
     Architecture,
     Role,
     Slot,
@@ -28,6 +29,7 @@ from weightkit.architectures.parts import (
     norm,
     router,
     shared_expert,
+    stacked_apart,
     stacked_experts,
 )
 
@@ -90,7 +92,7 @@ _CORRECTION = Slot(  # steers the choice of experts, set during training by coun
 def _gpt_oss() -> Slots:
     """Its experts are stacked and stored [in, out], gate and up by turns, and have biases."""
     both: dict[str, Any] = {"fused": ("expert_neuron", "expert_neuron"), "every": "expert_neuron"}
-    kept: dict[str, Any] = {"when": "experts", "raw": True, "stacked": True}
+    kept: dict[str, Any] = {"when": "experts", "raw": True, "stacked": True, "form": "together"}
     at = "layers.{layer}.ffn.experts.{expert}"
     name = MLP + "experts."
     weights = tuple(
@@ -115,7 +117,8 @@ def _gpt_oss() -> Slots:
         Slot(f"{at}.down.bias", name + "down_proj_bias", Role.BIAS, ("residual",), **kept),
     )
     sinks = Slot("layers.{layer}.attn.sinks", ATTENTION + "sinks", Role.OTHER, ("each_head",), raw=True)
-    ffn = (router(MLP + "router", bias="always"), *weights, *biases, *down)
+    apart = stacked_apart(tuple(name + part for part in PARTS), form="apart", bias="always")  # as MLX has them
+    ffn = (router(MLP + "router", bias="always"), *weights, *biases, *down, *apart)
     return block(o=O, after_attention=(sinks,), ffn=ffn)
 
 
@@ -161,7 +164,8 @@ FAMILIES = (
         block(
             ffn=(
                 router(MOE + "router.layer"),
-                *stacked_experts(MOE + "input_linear", MOE + "output_linear"),
+                *stacked_experts(MOE + "input_linear", MOE + "output_linear", form="stacked"),
+                *stacked_apart(tuple(MOE + "switch_mlp." + part for part in PARTS), form="switched"),
             )
         ),
         renamed=(

@@ -195,6 +195,9 @@ def router(name: str, *, bias: str = "") -> Slot:
     return Slot("layers.{layer}.ffn.router", name, Role.ROUTER, ("expert", "residual"), bias=bias, when="experts")
 
 
+PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
 def experts(
     name: str,
     *,
@@ -202,21 +205,23 @@ def experts(
 ) -> tuple[Slot, ...]:
     """Experts in tensors of their own or, in newer files, all in one; `name` is what their names begin with."""
     own = tuple(name + part for part in names)
+    in_gguf = tuple(part.replace("{expert}.", "") for part in own)
+    in_mlx = tuple(name.removesuffix("experts.") + "switch_mlp." + part for part in PARTS)
     return (
         *gated(own[0], own[1], own[2], when="experts", at=EXPERT, axis="expert_neuron", form="each"),
         *stacked_experts(name + "gate_up_proj", name + "down_proj", raw=True, form="stacked"),
-        *(
-            replace(  # as GGUF has them
-                slot,
-                name=slot.name.replace("{expert}.", ""),
-                stacked=True,
-                each=slot.name,
-                form="apart",
-                foreign=True,
-            )
-            for slot in gated(own[0], own[1], own[2], when="experts", at=EXPERT, axis="expert_neuron")
-        ),
+        *stacked_apart(in_gguf, form="apart", each=own),
+        *stacked_apart(in_mlx, form="switched", each=own),
     )
+
+
+def stacked_apart(
+    names: tuple[str, ...], *, form: str, each: tuple[str, ...] = ("", "", ""), bias: str = ""
+) -> tuple[Slot, ...]:
+    """The experts of a layer in three tensors, as GGUF and MLX have them; `each` names those of one expert."""
+    gate, up, down = names
+    slots = gated(gate, up, down, when="experts", at=EXPERT, axis="expert_neuron", form=form, bias=bias)
+    return tuple(replace(s, stacked=True, foreign=True, each=own) for s, own in zip(slots, each, strict=True))
 
 
 def stacked_experts(gate_up: str, down: str, *, raw: bool = False, form: str = "") -> tuple[Slot, ...]:
@@ -233,6 +238,5 @@ def stacked_experts(gate_up: str, down: str, *, raw: bool = False, form: str = "
 
 def shared_expert(name: str) -> tuple[Slot, ...]:
     """The expert that every token uses."""
-    parts = (name + part for part in ("gate_proj", "up_proj", "down_proj"))
-    gate, up, down = parts
+    gate, up, down = (name + part for part in PARTS)
     return gated(gate, up, down, when="shared_expert", at="layers.{layer}.ffn.shared", axis="shared_neuron")
