@@ -22,6 +22,7 @@ from weightkit.config import normalise
 from weightkit.config.families import ALIASES, DEFAULTS
 from weightkit.layout import join
 from weightkit.model import Model
+from weightkit.tensor import Tensor
 
 SAVED: dict[str, Any] = json.loads((Path(__file__).parent / "families.json").read_text())
 NOT_IN_TRANSFORMERS = {"qwen", "chatglm", "internlm", "mixformer-sequential"}
@@ -333,7 +334,7 @@ BUFFERS: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "llama": {"model.layers.1.self_attn.rotary_emb.inv_freq": (6,)},
     "bert": {"bert.embeddings.position_ids": (1, 64)},
-    "t5": {"encoder.embed_tokens.weight": (97, 48), "decoder.embed_tokens.weight": (97, 48)},
+    "t5": {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (8, 4)},
 }
 
 
@@ -344,6 +345,87 @@ def test_buffers_are_listed_and_not_counted(tmp_path: Path, variant: str) -> Non
     assert model.counts().total == SAVED[variant]["parameters"]
     assert set(model.registry.ignored) == set(extra)
     assert model.counts().unclaimed == []
+
+
+COPIES = {  # variant: {the address of what the files hold once more: (its name, the name of the original)}
+    "llama-tied": {"lm_head": ("lm_head.weight", "model.embed_tokens.weight")},
+    "bert": {
+        "lm_head": ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        "lm_head.decoder.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    },
+    "roberta": {
+        "lm_head": ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+        "lm_head.decoder.bias": ("lm_head.decoder.bias", "lm_head.bias"),
+    },
+    "t5": {
+        "encoder.embed": ("encoder.embed_tokens.weight", "shared.weight"),
+        "decoder.embed": ("decoder.embed_tokens.weight", "shared.weight"),
+        "lm_head": ("lm_head.weight", "shared.weight"),
+    },
+}
+
+
+@pytest.mark.parametrize("variant", COPIES)
+@pytest.mark.parametrize("with_config", [True, False])
+def test_what_is_stored_twice_counts_once(tmp_path: Path, variant: str, with_config: bool) -> None:
+    tensors = random(variant)
+    copies = {name: tensors[of] for name, of in COPIES[variant].values()}
+    folder = write(tmp_path, variant, tensors | copies)
+    if not with_config:
+        (folder / "config.json").unlink()
+    counts = wk.open(folder).counts()
+    assert (counts.total, counts.unclaimed) == (SAVED[variant]["parameters"], [])
+    assert {address for group in counts.tied for address in group[1:]} == {*COPIES[variant], "lm_head"}
+    assert wk.open(folder).check().faults == []
+
+
+@pytest.mark.parametrize("variant", COPIES)
+@pytest.mark.parametrize("row", [0, 5])  # 5 is none of those that are looked at when the model is opened
+def test_what_should_be_a_copy_and_differs_is_a_weight_of_its_own(tmp_path: Path, variant: str, row: int) -> None:
+    tensors = random(variant)
+    for address, (name, of) in COPIES[variant].items():
+        own = tensors[of].copy()
+        own[row] += 1
+        model = opened(tmp_path / address, variant, tensors | {name: own})
+        assert model.counts().total == SAVED[variant]["parameters"] + own.size
+        (fault,) = model.check().faults
+        assert (fault.kind, fault.where) == ("config", address)
+        assert "by the config, but different in the files" in fault.message
+        if row == 0:
+            assert model.registry[address].tied_to is None
+            assert sum(w.parameters() for w in model.registry.values()) == model.counts().total
+
+
+def test_both_biases_of_an_untied_bert_are_learned(tmp_path: Path) -> None:
+    tensors = random("bert")
+    own = {"cls.predictions.decoder.weight": np.zeros((97, 48), np.float32),
+           "cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 1}  # fmt: skip
+    model = opened(tmp_path, "bert", tensors | own, tie_word_embeddings=False)
+    assert model.counts().total == SAVED["bert"]["parameters"] + 97 * 48 + 97
+    assert (model.counts().tied, model.check().faults) == ([], [])
+
+
+def test_names_alone_do_not_untie(tmp_path: Path) -> None:
+    names = [*SAVED["t5"]["tensors"], *(name for name, _ in COPIES["t5"].values())]
+    (tmp_path / "config.json").write_text(json.dumps(SAVED["t5"]["config"]))
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert wk.open(tmp_path).counts().total == SAVED["t5"]["parameters"]
+
+
+def test_opening_only_glances_at_what_may_be_tied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    plain = Tensor.read
+
+    def counted(self: Tensor, start: int, stop: int) -> NDArray[Any]:
+        read.append(stop - start)
+        return plain(self, start, stop)
+
+    tensors = random("llama-tied") | {"lm_head.weight": random("llama-tied")["model.embed_tokens.weight"]}
+    folder = write(tmp_path, "llama-tied", tensors)
+    monkeypatch.setattr(Tensor, "read", counted)
+    assert wk.open(folder).registry["lm_head"].tied_to == "embed"
+    assert sum(read) == 2 * 4 * 48  # four rows of each
 
 
 def test_layers_of_multi_token_prediction_are_ignored(tmp_path: Path) -> None:

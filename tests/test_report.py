@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import weightkit as wk
+from tests.test_families import random
+from tests.test_families import write as write_family
 from tests.tiny import CONFIGS, FAMILIES, shapes, write
 from weightkit.analysis.statistics import Histogram
 from weightkit.report import units
@@ -223,3 +225,10 @@ def test_bars() -> None:
 def test_bars_of_nothing() -> None:
     assert bars(Histogram([], [])) == []
     assert [line.count("█") for line in text(bars(Histogram([0.0, 1.0], [0])))] == [0]
+
+
+def test_a_bias_without_a_matrix_is_in_the_step_above_it(tmp_path: Path) -> None:
+    tensors = random("bert")
+    tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"] + 1
+    model = wk.open(write_family(tmp_path, "bert", tensors))
+    assert sum(step.parameters for step in steps(model.registry)) == model.counts().total

@@ -83,11 +83,7 @@ class Registry(Mapping[str, Weight]):
     @property
     def tied(self) -> list[list[str]]:
         """Groups of addresses that share their numbers."""
-        groups: dict[str, list[str]] = {}
-        for weight in self._all.values():
-            if weight.tied_to:
-                groups.setdefault(weight.tied_to, [weight.tied_to]).append(weight.address)
-        return list(groups.values())
+        return tied_groups(self._all.values())
 
     def unique(self) -> list[Weight]:
         """Every weight once: without those that only repeat another's tensor."""
@@ -234,6 +230,15 @@ def _span(axis: Axis, item: Index, address: Address, token_id: TokenId | None) -
 @functools.lru_cache(maxsize=1024)
 def _unnamed_axis(size: int) -> Axis:
     return Axis("", size)
+
+
+def tied_groups(weights: Iterable[Weight]) -> list[list[str]]:
+    """The addresses of weights that are one, group by group."""
+    groups: dict[str, list[str]] = {}
+    for weight in weights:
+        if weight.tied_to:
+            groups.setdefault(weight.tied_to, [weight.tied_to]).append(weight.address)
+    return list(groups.values())
 
 
 def unnamed(tensors: Mapping[str, Source]) -> dict[str, Weight]:

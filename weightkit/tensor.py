@@ -207,6 +207,11 @@ def _map(path: Path, _modified: int) -> np.memmap[tuple[int], np.dtype[np.uint8]
     return np.memmap(path, np.uint8, mode="r")
 
 
+def place_of(source: Source) -> object:
+    """Where in its file an array lies; None for one that is made of others."""
+    return source.offset if isinstance(source, Tensor) else getattr(source, "address", None)
+
+
 def whole(shape: tuple[int, ...]) -> Region:
     """The region that covers all of an array of this shape."""
     return tuple([slice(0, n, 1) for n in shape])

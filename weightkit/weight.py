@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from weightkit.address import Index, index_text
 from weightkit.architectures.parts import Role
 from weightkit.dtypes import Array, DType
@@ -95,6 +97,15 @@ class Weight:
         """Regions that cover the matrix in blocks of bounded size, in the order of the file."""
         return self.layout.tiles(self.stored.shape)
 
+    def spots(self) -> Iterator[Region]:
+        """A few regions, spread over the matrix: enough to see that two differ, unless they do so here and there."""
+        if not self.size or not self.shape:
+            return
+        rows, *rest = self.shape
+        for row in sorted({0, rows // 3, rows // 2, rows - 1}):
+            last = row + 1 if rest else min(row + 256, rows)
+            yield (slice(row, last, 1), *(slice(0, min(n, 256), 1) for n in rest))
+
     def parameters(self) -> int:
         """Parameters that this weight adds to the model: none if it is tied to another, or a buffer."""
         return 0 if self.tied_to or self.buffer else self.size
@@ -159,3 +170,11 @@ class Selection:
             part = tuple(clip(wanted, t.start, t.stop) for wanted, t in pairs)
             if all(s.start < s.stop for s in part):
                 yield part, self.weight.read(part)
+
+
+def same_in(a: Weight, b: Weight, region: Region) -> bool:
+    """Whether two weights of one shape are the same in a region: to the bit or, across types, in their values."""
+    x, y = a.read(region), b.read(region)
+    if a.dtype == b.dtype:
+        return x.tobytes() == y.tobytes()
+    return np.array_equal(a.dtype.decode(x), b.dtype.decode(y), equal_nan=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import numpy as np
 
 from weightkit import formats
 from weightkit.analysis import costs
-from weightkit.analysis.compare import compare
+from weightkit.analysis.compare import same_numbers
 from weightkit.checkpoint import Checkpoint
 from weightkit.errors import FormatError
 from weightkit.parallel import Progress, in_order
@@ -155,17 +156,34 @@ def _roles(checkpoint: Checkpoint, registry: Registry) -> Iterator[Fault]:
         yield Fault("config", "config.json", f"says that the weights are packed ({method}), but none are")
     for name in registry.unclaimed:
         yield Fault("tensors", name, f"is not part of a {registry.config.model_type} model of this config")
-    head = registry.get("lm_head")
-    if head is None and not any(address.startswith("task.") for address in registry):
-        if registry.architecture is not None and registry.architecture.has_head and not _encoder(registry):
-            yield Fault("tensors", "lm_head", "is not in the files, and the config does not tie it to the embedding")
-    elif (
-        head is not None
-        and head.tied_to
-        and head.source is not None
-        and compare(registry[head.tied_to], head) is not None
-    ):
-        yield Fault("config", "lm_head", f"tied to {head.tied_to} by the config, but different in the files")
+    if _lacks_its_head(registry):
+        yield Fault("tensors", "lm_head", "is not in the files, and the config does not tie it to the embedding")
+    yield from _ties(registry)
+
+
+def _lacks_its_head(registry: Registry) -> bool:
+    if "lm_head" in registry or any(address.startswith("task.") for address in registry):
+        return False
+    return registry.architecture is not None and registry.architecture.has_head and not _encoder(registry)
+
+
+def _ties(registry: Registry) -> Iterator[Fault]:
+    """What the config says is one weight, and the files say is two."""
+    if registry.architecture is None or registry.config is None or not registry.config.tied:
+        return
+    for address, of in registry.architecture.copies(tied=True).items():
+        weight, other = registry.get(address), registry.get(of)
+        if weight is None or other is None or weight.alias or weight.source is None or other.source is None:
+            continue
+        with contextlib.suppress(FormatError):  # of a type that cannot be read, which `_values` says
+            if same_numbers(other, weight):
+                continue
+            yield Fault(
+                "config",
+                address,
+                f"tied to {of} by the config, but different in the files: counted as a weight of its own, as "
+                "transformers 5 loads it; programs that trust the config leave it out",
+            )
 
 
 def _reference(checkpoint: Checkpoint) -> Iterator[Fault]:

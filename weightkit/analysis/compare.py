@@ -12,8 +12,8 @@ import numpy as np
 from weightkit.dtypes import Array
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
-from weightkit.tensor import Tensor
-from weightkit.weight import Selection, Weight
+from weightkit.tensor import Source, place_of
+from weightkit.weight import Selection, Weight, same_in
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -82,7 +82,7 @@ def _compare_pair(pair: tuple[Weight, Weight]) -> Changed | None:
 def compare(a: Weight, b: Weight) -> Changed | None:
     """The difference of two weights, or None where they are the same to the bit."""
     same_type = a.dtype == b.dtype
-    if a.shape == b.shape and same_type and (_same_place(a, b) or _same_bits(a, b)):
+    if same_type and same_numbers(a, b):
         return None
     row = functools.partial(Changed, a.address, a.name, dtypes=(a.dtype.name, b.dtype.name), shapes=(a.shape, b.shape))
     if a.shape != b.shape:
@@ -104,35 +104,32 @@ def compare(a: Weight, b: Weight) -> Changed | None:
 
 def same_sample(a: Weight, b: Weight) -> bool:
     """Whether a few rows of two weights are the same to the bit, and say something: they are not all one number."""
-    rows = sorted({0, a.shape[0] // 3, a.shape[0] // 2, a.shape[0] - 1}) if a.size else []
-    varied = False
-    for row in rows:
-        region = (slice(row, row + 1, 1), *(slice(0, min(n, 256), 1) for n in a.shape[1:]))
-        x, y = a.read(region), b.read(region)
-        if _bits_differ(x, y).any():
-            return False
-        varied = varied or bool((x != x.flat[0]).any())
-    return varied
+    if not all(same_in(a, b, region) for region in a.spots()):
+        return False
+    return any((x != x.flat[0]).any() for x in map(a.read, a.spots()))
+
+
+def same_numbers(a: Weight, b: Weight) -> bool:
+    """Whether two weights have the same numbers: to the bit or, across types, in their values."""
+    return a.shape == b.shape and (_same_place(a, b) or all(same_in(a, b, tile) for tile in a.tiles()))
 
 
 def _same_place(a: Weight, b: Weight) -> bool:
     """Whether both are the same bytes of the same file."""
     x, y = a.source, b.source
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or a.layout != b.layout:
-        return x is y and a.layout == b.layout
-    return x.offset == y.offset and x.shape == y.shape and (x.path == y.path or _same_file(x, y))
+    if x is None or y is None or a.layout != b.layout:
+        return False
+    where, there = place_of(x), place_of(y)
+    if where is None or there is None:
+        return x is y
+    return where == there and x.shape == y.shape and (x.path == y.path or _same_file(x, y))
 
 
-def _same_file(x: Tensor, y: Tensor) -> bool:
+def _same_file(x: Source, y: Source) -> bool:
     try:
         return x.path.samefile(y.path)
     except OSError:
         return False
-
-
-def _same_bits(a: Weight, b: Weight) -> bool:
-    blocks = Selection.of(a).blocks()
-    return all(not _bits_differ(x, b.read(region)).any() for region, x in blocks)
 
 
 def _bits_differ(x: Array, y: Array) -> Array:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from weightkit.analysis import costs
-from weightkit.analysis.compare import compare, same_sample
+from weightkit.analysis.compare import same_numbers, same_sample
 from weightkit.architectures.parts import Role
 from weightkit.config import Config
 from weightkit.dtypes import DTYPES
-from weightkit.registry import Registry
+from weightkit.errors import FormatError
+from weightkit.registry import Registry, tied_groups
 from weightkit.weight import Weight
 
 if TYPE_CHECKING:
@@ -69,15 +70,12 @@ class Counts:
 def count(registry: Registry) -> Counts:
     """Count a model's parameters.
 
-    Reads no weights, except where embedding and vocab projection are of one shape and not known to be
-    tied: a few numbers of each and, if those are the same, all.
+    Reads no weights, except where the files hold one that may be another once more, such as a vocab
+    projection of the shape of the embedding: a few numbers of each and, if those are the same, all.
     """
-    weights = list(registry.values())
+    weights = [_settled(weight, registry) for weight in registry.values()]
     config = registry.config
-    tied = registry.tied
-    if (repeated := _repeated_head(registry)) is not None:
-        weights = [weight for weight in weights if weight is not repeated]
-        tied = [*tied, ["embed", "lm_head"]]
+    tied = tied_groups(weights)
     by_role, by_layer, by_dtype = Counter[str](), Counter[str](), Counter[str]()
     sizes: dict[int, int] = {}  # by the axes, which weights of one kind share
     for weight in weights:
@@ -119,13 +117,23 @@ def _implied(by_dtype: Counter[str]) -> int:
     return sum(number * (DTYPES[name].bits if name in DTYPES else 0) // 8 for name, number in by_dtype.items())
 
 
-def _repeated_head(registry: Registry) -> Weight | None:
-    """The vocab projection, where it is the embedding once more and nothing but its numbers says so."""
-    embed, head = registry.get("embed"), registry.get("lm_head")
-    if embed is None or head is None or head.tied_to or head.source is None or embed.source is None:
-        return None
-    alike = head.shape == embed.shape and head.dtype == embed.dtype and same_sample(embed, head)
-    return head if alike and compare(embed, head) is None else None
+def _settled(weight: Weight, registry: Registry) -> Weight:
+    """A weight tied to another where the numbers of the two are the same, whatever is said of them.
+
+    A vocab projection can be the embedding once more with nothing but its numbers to tell; where a config says
+    so of numbers that differ, the files are right.
+    """
+    original = weight.tied_to or ("embed" if weight.address == "lm_head" else None)
+    other = registry.get(original) if original else None
+    if other is None or other.source is None or weight.source is None or weight.alias:
+        return weight
+    likely = weight.tied_to or (weight.shape == other.shape and weight.dtype == other.dtype)
+    try:
+        if not likely or not (weight.tied_to or same_sample(other, weight)):
+            return weight
+        return replace(weight, tied_to=original if same_numbers(other, weight) else None)
+    except FormatError:  # of a type that cannot be read
+        return weight
 
 
 def _layer(weight: Weight) -> str:

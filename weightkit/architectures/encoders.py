@@ -7,6 +7,7 @@ from weightkit.architectures.parts import (
     Architecture,
     Role,
     Slot,
+    copy,
     embedding,
     head,
     norm,
@@ -28,6 +29,11 @@ def _head_dense(name: str) -> Slot:
 
 def _head_bias(name: str) -> Slot:
     return Slot("lm_head.bias", name, Role.BIAS, ("token",), raw=True, optional="head")
+
+
+def _head_copy(name: str) -> Slot:
+    """The bias as the vocab projection itself has it; an untied model has learned both."""
+    return copy("lm_head.decoder.bias", name, "lm_head.bias", Role.BIAS, "token")
 
 
 def _head_norm(name: str) -> Slot:
@@ -64,6 +70,10 @@ def _t5_ffn(at: str, name: str) -> tuple[Slot, ...]:
     )
 
 
+def _t5_embedding(stack: str) -> Slot:
+    return copy(f"{stack}.embed", f"{stack}.embed_tokens.weight", "embed", Role.EMBEDDING, "token", "residual")
+
+
 def _t5_positions(stack: str) -> Slot:
     """How much nearness counts, a table that all layers of a stack share; it is stored in the first."""
     name = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
@@ -82,6 +92,7 @@ FAMILIES = (
             _head_norm("cls.predictions.transform.LayerNorm"),
             head("cls.predictions.decoder"),
             _head_bias("cls.predictions.bias"),
+            _head_copy("cls.predictions.decoder.bias"),
             Slot(
                 "next_sentence",
                 "cls.seq_relationship",
@@ -94,7 +105,7 @@ FAMILIES = (
         prefixes=("bert.", ""),
         norm="layer",
         causal=False,
-        ignored=(*BUFFERS, r"^cls\.predictions\.decoder\.bias$"),  # cls.predictions.bias once more
+        ignored=BUFFERS,
         renamed=_OLD_NORMS,
     ),
     Architecture(
@@ -105,11 +116,12 @@ FAMILIES = (
             _head_norm("lm_head.layer_norm"),
             head("lm_head.decoder"),
             _head_bias("lm_head.bias"),
+            _head_copy("lm_head.decoder.bias"),
         ),
         prefixes=("roberta.", ""),
         norm="layer",
         causal=False,
-        ignored=(*BUFFERS, r"^lm_head\.decoder\.bias$"),
+        ignored=BUFFERS,
         renamed=_OLD_NORMS,
     ),
     Architecture(
@@ -137,12 +149,14 @@ FAMILIES = (
         model_type="t5",
         slots=(
             embedding("{prefix}shared"),
+            _t5_embedding("encoder"),
             _t5_positions("encoder"),
             norm(f"{_ENCODER_AT}.attn.norm", _ENCODER + "0.layer_norm"),
             *_t5_attention(f"{_ENCODER_AT}.attn", _ENCODER + "0.SelfAttention."),
             norm(f"{_ENCODER_AT}.ffn.norm", _ENCODER + "1.layer_norm"),
             *_t5_ffn(f"{_ENCODER_AT}.ffn", _ENCODER + "1.DenseReluDense."),
             norm("encoder.norm", "encoder.final_layer_norm"),
+            _t5_embedding("decoder"),
             _t5_positions("decoder"),
             norm(f"{_DECODER_AT}.attn.norm", _DECODER + "0.layer_norm"),
             *_t5_attention(f"{_DECODER_AT}.attn", _DECODER + "0.SelfAttention."),
@@ -155,11 +169,7 @@ FAMILIES = (
         ),
         prefixes=("",),
         norm="rms",
-        ignored=(  # copies of `shared`, and a table that nothing uses
-            *BUFFERS,
-            r"^(encoder|decoder)\.embed_tokens\.weight$",
-            r"\.EncDecAttention\.relative_attention_bias\.weight$",
-        ),
+        ignored=(*BUFFERS, r"\.EncDecAttention\.relative_attention_bias\.weight$"),  # a table that nothing uses
         instead=tuple(("shared.weight", f"{stack}.embed_tokens.weight") for stack in ("decoder", "encoder")),
     ),
 )

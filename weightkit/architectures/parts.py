@@ -54,6 +54,7 @@ class Slot:
     foreign: bool = False  # a form that no Hugging Face file has
     optional: Literal["", "head", "extra"] = ""  # head: in the file or, when tied, not; extra: only in some files
     buffer: bool = False  # stored, and used, but not learned
+    copies: str = ""  # the address of the weight that some files hold here once more
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Architecture:
     def has_head(self) -> bool:
         """Whether models of the family have a vocab projection."""
         return any(slot.role is Role.HEAD for slot in self.slots)
+
+    def copies(self, tied: bool = False) -> dict[str, str]:
+        """{the address of what is said to be another weight once more: the address of that}."""
+        said = {slot.address: slot.copies for slot in self.slots if slot.copies}
+        return said | ({"lm_head": "embed"} if tied else {})
 
 
 # Buffers that files of many families hold: masks, and the frequencies of rotary positions.
@@ -107,6 +113,11 @@ def position(name: str, *, when: str = "") -> Slot:
 def head(name: str = "lm_head", *, bias: str = "", axis: str = "residual") -> Slot:
     """The vocab projection."""
     return Slot("lm_head", name, Role.HEAD, ("token", axis), bias=bias, optional="head")
+
+
+def copy(address: str, name: str, of: str, role: Role, *axes: str) -> Slot:
+    """What some files hold a second time, for a module of its own; with numbers of its own it is a weight."""
+    return Slot(address, name, role, axes, raw=True, optional="extra", copies=of)
 
 
 QKV_AXES = ("head", "kv_head", "kv_head")

@@ -10,7 +10,7 @@ from weightkit import packing
 from weightkit.architectures.parts import Architecture, Role
 from weightkit.assembly.names import Names
 from weightkit.assembly.slots import Item, expand, items_of, said
-from weightkit.assembly.ties import share_ties
+from weightkit.assembly.ties import share_ties, tie_copies
 from weightkit.checkpoint import CONFIG, Checkpoint
 from weightkit.config import Config
 from weightkit.errors import ConfigError
@@ -39,9 +39,8 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
         builder.add(item, fill)
     builder.add_task_heads()
     weights = builder.weights
-    if config.tied and "lm_head" in weights:  # the file has its own all the same, and it is what counts
-        weights["lm_head"] = replace(weights["lm_head"], tied_to="embed")
-    elif config.tied and "{prefix}" in architecture.slots[0].name and architecture.has_head:
+    tie_copies(weights, architecture.copies(config.tied))
+    if config.tied and "lm_head" not in weights and "{prefix}" in architecture.slots[0].name and architecture.has_head:
         weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
     ignored = _ignored(checkpoint, architecture, config, builder.claimed)
     leftover = [n for n in checkpoint.names if n not in builder.claimed and n not in ignored]

@@ -15,7 +15,7 @@ from weightkit.architectures import ARCHITECTURES
 from weightkit.architectures.parts import Architecture, Role, Slot
 from weightkit.assembly.names import Names
 from weightkit.assembly.slots import over, stack_of
-from weightkit.assembly.ties import share_ties
+from weightkit.assembly.ties import share_ties, tie_copies
 from weightkit.checkpoint import Checkpoint
 from weightkit.layout import Layout
 from weightkit.registry import Registry, unnamed
@@ -154,6 +154,7 @@ def _all_weights(architecture: Architecture, names: Names, found: Mapping[str, l
         weight = _weight(place, names.actual[said], names.sources.get(said), width)
         if weight is not None:
             weights.setdefault(weight.address, weight)
+    tie_copies(weights, architecture.copies())
     if "lm_head" not in weights and architecture.has_head and "embed" in weights:
         weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
     return weights

@@ -49,6 +49,9 @@ def steps(registry: Registry) -> list[Step]:
             biases[address.removesuffix(".bias")] += weight.parameters()
         else:
             groups[address].append(weight)
+    for address in [address for address in biases if address not in groups]:  # of a matrix that is not in the model
+        owner = next((above for above in _above(address) if above in groups), address)
+        biases[owner] += biases.pop(address)
     rotated = registry.config is not None and registry.config.position_kind == "rope"
     result = [Step("text", False), Step("tokenizer", False), Step("token ids", False)]
     for address, weights in groups.items():
@@ -57,6 +60,12 @@ def steps(registry: Registry) -> list[Step]:
         result.append(step)
     end = "logits of the next token" if architecture.has_head and "lm_head" in registry else "hidden states"
     return [*result, Step(f"output: {end}", False)]
+
+
+def _above(address: str) -> list[str]:
+    """The addresses that an address is below, the nearest first."""
+    parts = address.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
 
 
 def _step(address: str, weights: list[Weight], bias: int) -> Step:
