@@ -59,6 +59,7 @@ SHARED = {"moe_intermediate_size": 32, "num_experts": 6, "num_experts_per_tok": 
 # variant: (model_type, keyword arguments of its config class)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT),
+    "gpt2-cross": ("gpt2", {**GPT, "add_cross_attention": True}),
     "gpt_bigcode": ("gpt_bigcode", GPT),
     "gpt_bigcode-mha": ("gpt_bigcode", {**GPT, "multi_query": False}),
     "gpt_neo": (
@@ -171,7 +172,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {**LLAMA, "pad_token_id": 0}),
     "mamba": ("mamba", {"hidden_size": D, "num_hidden_layers": LAYERS, "vocab_size": V, "state_size": 8}),
     "bert": ("bert", BERT),
+    "bert-cross": ("bert", {**BERT, "is_decoder": True, "add_cross_attention": True}),
     "roberta": ("roberta", {**BERT, "type_vocab_size": 1, "pad_token_id": 1}),
+    "roberta-cross": (
+        "roberta",
+        {**BERT, "type_vocab_size": 1, "pad_token_id": 1, "is_decoder": True, "add_cross_attention": True},
+    ),
     "distilbert": (
         "distilbert",
         {"dim": D, "hidden_dim": I, "n_layers": LAYERS, "n_heads": 4, "vocab_size": V, "max_position_embeddings": 64},

@@ -162,6 +162,27 @@ def test_fused_q_k_v_are_what_the_formula_takes_out(tmp_path: Path, variant: str
         np.testing.assert_array_equal(model[f"layers.1.attn.{address}{ending}"].array(), expected)
 
 
+def test_attention_to_an_encoder(tmp_path: Path) -> None:
+    tensors = random("gpt2-cross")
+    model = opened(tmp_path / "gpt2", "gpt2-cross", tensors)
+    at = "transformer.h.1.crossattention."
+    keys, values = np.split(tensors[at + "c_attn.weight"].T, 2)  # as GPT2Attention splits what it computes with it
+    np.testing.assert_array_equal(model["layers.1.cross.q"].array(), tensors[at + "q_attn.weight"].T)
+    np.testing.assert_array_equal(model["layers.1.cross.k"].array(), keys)
+    np.testing.assert_array_equal(model["layers.1.cross.v"].array(), values)
+    np.testing.assert_array_equal(model["layers.1.cross.v[head=2]"].array(), values[24:36])
+    np.testing.assert_array_equal(model["layers.1.cross.o"].array(), tensors[at + "c_proj.weight"].T)
+    bert = opened(tmp_path / "bert", "bert-cross")
+    roles = {w.address.rpartition(".")[2]: str(w.role) for w in bert.registry.values() if "layers.2.cross" in w.address}
+    assert roles == {"q": "Q", "k": "K", "v": "V", "o": "O", "bias": "bias", "post_norm": "norm"}
+
+
+def test_the_mask_of_attention_to_an_encoder_is_a_buffer(tmp_path: Path) -> None:
+    mask = {"transformer.h.0.crossattention.bias": np.ones((1, 1, 64, 64), np.float32)}
+    model = opened(tmp_path, "gpt2-cross", random("gpt2-cross") | mask)
+    assert model.registry.ignored == tuple(mask)
+
+
 @pytest.mark.parametrize("variant", ["deepseek_v2", "deepseek_v3"])
 def test_latent_keys_and_values(tmp_path: Path, variant: str) -> None:
     tensors = random(variant)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from weightkit.architectures.parts import (
     BUFFERS,
+    CROSS,
     Architecture,
     Role,
     Slot,
@@ -40,6 +43,16 @@ def _head_norm(name: str) -> Slot:
     return Slot("lm_head.norm", name, Role.NORM, ("residual",), bias="always", optional="head")
 
 
+def _bert_cross(name: str) -> tuple[Slot, ...]:
+    """The attention of a decoder to its encoder, in the models that are made as one."""
+    own: dict[str, Any] = {"at": CROSS, "when": "cross_attention"}
+    return (
+        *separate_qkv(name + "self.", bias="qkv_bias", names=("query", "key", "value"), **own),
+        output(name + "output.dense", bias="output_bias", **own),
+        norm(f"{CROSS}.post_norm", name + "output.LayerNorm", bias="always", when="cross_attention"),
+    )
+
+
 _BERT_BLOCK = (
     embedding("{prefix}embeddings.word_embeddings"),
     position("{prefix}embeddings.position_embeddings"),
@@ -48,6 +61,7 @@ _BERT_BLOCK = (
     *separate_qkv(_BERT + "attention.self.", bias="qkv_bias", names=("query", "key", "value")),
     output(_BERT + "attention.output.dense", bias="output_bias"),
     norm("layers.{layer}.attn.post_norm", _BERT + "attention.output.LayerNorm", bias="always"),
+    *_bert_cross(_BERT + "crossattention."),
     *up_down(_BERT + "intermediate.dense", _BERT + "output.dense", bias="ffn_bias"),
     norm("layers.{layer}.ffn.post_norm", _BERT + "output.LayerNorm", bias="always"),
     Slot("pooler", "{prefix}pooler.dense", Role.OTHER, ("residual", "residual"), bias="always", optional="extra"),

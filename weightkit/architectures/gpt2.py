@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from weightkit.architectures.parts import (
     BUFFERS,
+    CROSS,
     Architecture,
+    Role,
     Slot,
     embedding,
     fused_qkv,
@@ -43,6 +45,19 @@ def _family(
     )
 
 
+def _cross(name: str) -> tuple[Slot, ...]:
+    """The attention of a decoder to its encoder, in the models that are made as one; keys and values are one tensor."""
+    own: dict[str, Any] = {"bias": "qkv_bias", "transposed": True, "when": "cross_attention"}
+    keys_and_values: dict[str, Any] = {"fused": ("kv_head", "kv_head"), **own}
+    return (
+        norm(f"{CROSS}.norm", _BLOCK + "ln_cross_attn", bias="always", when="cross_attention"),
+        Slot(f"{CROSS}.q", name + "q_attn", Role.Q, ("head", "residual"), **own),
+        Slot(f"{CROSS}.k", name + "c_attn", Role.K, ("kv_head", "residual"), part=0, **keys_and_values),
+        Slot(f"{CROSS}.v", name + "c_attn", Role.V, ("kv_head", "residual"), part=1, **keys_and_values),
+        output(name + "c_proj", at=CROSS, **(own | {"bias": "output_bias"})),
+    )
+
+
 _QWEN_LN_1, _QWEN_LN_2 = (norm(s.address, s.name) for s in (_LN_1, _LN_2))
 _FALCON = {"up": _MLP + "dense_h_to_4h", "down": _MLP + "dense_4h_to_h"}
 
@@ -54,6 +69,7 @@ FAMILIES = (
         _LN_1,
         *fused_qkv(_ATTN + "c_attn", bias="qkv_bias", transposed=True),
         output(_ATTN + "c_proj", bias="output_bias", transposed=True),
+        *_cross(_BLOCK + "crossattention."),
         _LN_2,
         *up_down(_MLP + "c_fc", _MLP + "c_proj", bias="ffn_bias", transposed=True),
         _LN_F,

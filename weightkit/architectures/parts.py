@@ -89,7 +89,7 @@ class Architecture:
 BUFFERS = (
     r"(^|\.)rotary_emb\.inv_freq$",
     r"(^|\.)rotary_pos_emb\.inv_freq$",
-    r"(^|\.)(attn|attention)\.(attention\.)?(masked_)?bias$",
+    r"(^|\.)(attn|(cross)?attention)\.(attention\.)?(masked_)?bias$",
     r"(^|\.)embeddings\.position_ids$",
     r"(^|\.)decoder\.version$",
 )
@@ -120,6 +120,7 @@ def copy(address: str, name: str, of: str, role: Role, *axes: str) -> Slot:
     return Slot(address, name, role, axes, raw=True, optional="extra", copies=of)
 
 
+CROSS = "layers.{layer}.cross"  # attention to what an encoder made of another text, or of a picture
 QKV_AXES = ("head", "kv_head", "kv_head")
 _QKV = tuple(zip("qkv", (Role.Q, Role.K, Role.V), QKV_AXES, strict=True))
 
@@ -130,10 +131,11 @@ def separate_qkv(
     bias: str = "",
     names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
     at: str = "layers.{layer}.attn",
+    when: str = "",
 ) -> tuple[Slot, ...]:
     """Q, K and V in tensors of their own; `name` is what their names begin with."""
     return tuple(
-        Slot(f"{at}.{short}", name + own, role, (axis, "residual"), bias=bias)
+        Slot(f"{at}.{short}", name + own, role, (axis, "residual"), bias=bias, when=when)
         for (short, role, axis), own in zip(_QKV, names, strict=True)
     )
 
@@ -156,9 +158,11 @@ def fused_qkv(name: str, *, bias: str = "", transposed: bool = False, every: str
     )
 
 
-def output(name: str, *, bias: str = "", transposed: bool = False) -> Slot:
+def output(
+    name: str, *, bias: str = "", transposed: bool = False, at: str = "layers.{layer}.attn", when: str = ""
+) -> Slot:
     """The output projection of attention."""
-    return Slot("layers.{layer}.attn.o", name, Role.O, ("residual", "head"), bias=bias, transposed=transposed)
+    return Slot(f"{at}.o", name, Role.O, ("residual", "head"), bias=bias, transposed=transposed, when=when)
 
 
 def up_down(up: str, down: str, *, bias: str = "", transposed: bool = False) -> tuple[Slot, ...]:

@@ -47,7 +47,7 @@ def by_names(checkpoint: Checkpoint, why: str) -> Registry:
 
 
 _MASK = re.compile(
-    r"(^|[./])((attn|attention|self_attn)[./](masked_)?(bias|mask|tril)|rotary_emb[./]inv_freq|position_ids)$"
+    r"(^|[./])((attn|(cross)?attention|self_attn)[./](masked_)?(bias|mask|tril)|rotary_emb[./]inv_freq|position_ids)$"
 )
 
 
