@@ -78,6 +78,17 @@ def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> by
     return out.getvalue()
 
 
+def bomb(members: Mapping[str, bytes], name: str, claimed: int) -> bytes:
+    """An archive in which the member of this name is deflated, and says that it unpacks to `claimed` bytes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for key, raw in members.items():
+            file.writestr(zipfile.ZipInfo(key), raw, zipfile.ZIP_DEFLATED if key == name else zipfile.ZIP_STORED)
+    size = len(members[name]).to_bytes(4, "little")
+    assert out.getvalue().count(size) == 2  # in the member's header, and in the directory
+    return out.getvalue().replace(size, claimed.to_bytes(4, "little"))
+
+
 def legacy(body: bytes, storages: Mapping[str, tuple[int, bytes]] | None = None, magic: int = MAGIC) -> bytes:
     """A checkpoint in the old layout; each storage is a number of elements and bytes."""
     body = body.replace(_FIVE, _SIX)

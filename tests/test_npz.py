@@ -17,11 +17,12 @@ import pytest
 
 from tests.by_hand import NUMPY
 from tests.conftest import SHARED
+from tests.pickles import bomb
 from weightkit.dtypes import DTYPES, Array
 from weightkit.errors import FormatError, SaveError
 from weightkit.formats import npz
 from weightkit.formats.npz import Deflated, open_file, write
-from weightkit.formats.shard import VERIFIED_BYTES
+from weightkit.formats.shard import UNPACKED_BYTES, VERIFIED_BYTES
 from weightkit.tensor import Strided, Tensor
 
 STORABLE = [name for name in NUMPY if not name.startswith("F8")]
@@ -319,6 +320,16 @@ def test_a_changed_byte_is_found(tmp_path: Path, save: Save) -> None:
     path.write_bytes(raw)
     refused(path)
     assert len(list(npz.faults(path))) == 1
+
+
+def test_a_small_file_that_unpacks_to_much_opens_unread_and_its_faults_are_found(tmp_path: Path) -> None:
+    count = UNPACKED_BYTES + 1
+    head = header(described("'|u1'", shape=f"({count},)"))
+    path = tmp_path / "a.npz"
+    members = {"w.npy": head + np.random.default_rng(0).bytes(count // 1000)}
+    path.write_bytes(bomb(members, "w.npy", len(head) + count))
+    assert open_file(path).tensors["w"].shape == (count,)
+    assert "does not unpack" in "".join(npz.faults(path))
 
 
 def test_a_large_file_opens_unread_and_its_faults_are_found(tmp_path: Path) -> None:

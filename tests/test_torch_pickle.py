@@ -21,6 +21,7 @@ from tests.pickles import (
     FOUR,
     HOOKS,
     archive,
+    bomb,
     call,
     group,
     legacy,
@@ -36,7 +37,7 @@ from tests.pickles import (
 )
 from weightkit.errors import FormatError
 from weightkit.formats import safetensors
-from weightkit.formats.shard import VERIFIED_BYTES, ShardFile
+from weightkit.formats.shard import UNPACKED_BYTES, VERIFIED_BYTES, ShardFile
 from weightkit.formats.torch_names import NAMES
 from weightkit.formats.torch_pickle import faults, open_file
 from weightkit.formats.unpickle import load
@@ -566,6 +567,13 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     assert list(open_file(path).tensors) == ["w"]  # a large one opens at once, and is read only when asked
     assert len(list(faults(path))) == 1
     assert list(faults(write(tmp_path, legacy(WEIGHTS)))) == []
+
+
+def test_a_member_that_no_tensor_needs_is_not_unpacked_without_end(tmp_path: Path) -> None:
+    members = {"a/data.pkl": pickled(mapping({"w": tensor()})), "a/data/0": FOUR, "a/data/1": bytes(77_777)}
+    path = write(tmp_path, bomb(members, "a/data/1", UNPACKED_BYTES + 1))
+    assert list(open_file(path).tensors) == ["w"]
+    assert "does not unpack" in "".join(faults(path))
 
 
 @given(st.data())

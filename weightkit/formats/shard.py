@@ -15,6 +15,7 @@ MOST_DIMENSIONS = 64  # numpy's limit
 MOST_ELEMENTS = 1 << 60
 MOST_EMPTY = 1 << 40  # of the other sizes of a tensor without elements
 VERIFIED_BYTES = 32 << 20  # a file of up to this size is checked against its own checksums when it is opened
+UNPACKED_BYTES = 4 * VERIFIED_BYTES  # what is unpacked for that: deflate makes a thousand bytes of one
 
 
 def is_sensible(shape: Sequence[int]) -> bool:
@@ -24,9 +25,12 @@ def is_sensible(shape: Sequence[int]) -> bool:
     return math.prod(max(n, 1) for n in shape) <= (MOST_EMPTY if 0 in shape else MOST_ELEMENTS)
 
 
-def is_verified(path: Path) -> bool:
-    """Whether a file is checked against its own checksums when it is opened: small ones, here."""
-    return files.size(path) <= VERIFIED_BYTES and not files.is_elsewhere(path)
+def is_verified(path: Path, unpacked: int = 0) -> bool:
+    """Whether a file is checked against its own checksums when it is opened: small ones, here.
+
+    `unpacked` are the bytes that this would unpack, where they are known.
+    """
+    return unpacked <= UNPACKED_BYTES and files.size(path) <= VERIFIED_BYTES and not files.is_elsewhere(path)
 
 
 @dataclass(frozen=True)

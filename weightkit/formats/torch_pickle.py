@@ -84,7 +84,7 @@ def _head(path: Path) -> bytes:
 def _open_zip(path: Path) -> ShardFile:
     members = zipped.members(path)
     root = _root(path, members)
-    if is_verified(path):
+    if is_verified(path, sum(member.size for member in members.values())):
         for fault in zipped.crc_faults(path, members):
             raise FormatError(f"{path}: {fault}")
     raw = zipped.read(path, _stored(path, members[f"{root}/data.pkl"]), _MOST_PICKLE)
