@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from tests.by_hand import NUMPY
 from tests.conftest import SHARED
+from tests.pickles import bomb
 from tests.test_npz import STORABLE, values
 from weightkit.dtypes import DTYPES, Array
 from weightkit.errors import FormatError, SaveError
@@ -30,7 +31,7 @@ from weightkit.formats.hdf5 import faults, open_file, write
 from weightkit.formats.hdf5_structure import chunked, image
 from weightkit.formats.hdf5_structure.chunked import Dataset, boxes
 from weightkit.formats.hdf5_structure.filters import fletcher32, undo
-from weightkit.formats.shard import VERIFIED_BYTES, ShardFile
+from weightkit.formats.shard import UNPACKED_BYTES, VERIFIED_BYTES, ShardFile
 from weightkit.tensor import Tensor
 
 VERSIONS = ["earliest", "v108", "v110", "latest"]
@@ -608,6 +609,37 @@ def test_keras_archives_that_are_refused(tmp_path: Path) -> None:
     assert "CRC" in refused(tmp_path / "m.keras")
     (tmp_path / "m.keras").write_bytes(FILES["latest"])  # Keras 2 wrote HDF5 under any name
     assert list(open_file(tmp_path / "m.keras").tensors) == ["dense/kernel", "g"]
+
+
+def test_only_what_is_used_of_a_keras_archive_is_unpacked_at_opening(tmp_path: Path) -> None:
+    members = {"model.weights.h5": FILES["earliest"], "assets/words.txt": bytes(77_777)}
+    path = tmp_path / "m.keras"
+    path.write_bytes(bomb(members, "assets/words.txt", UNPACKED_BYTES + 1))
+    assert list(open_file(path).tensors) == ["dense/kernel", "g"]
+    assert "does not unpack" in "".join(faults(path))
+
+
+def unwritten_chunk(path: Path, shape: tuple[int, ...], stored: bytes, **options: Any) -> Path:
+    """An array of one chunk, which is not what its filters would have made."""
+    with made(path) as file:
+        array = file.create_dataset("w", (4,), "u1", chunks=shape, maxshape=(None,), **options)
+        array.id.write_direct_chunk((0,), stored)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "stored", "options"),
+    [
+        (32 << 20, bytes(9), {"compression": "gzip"}),  # a chunk that takes more memory than opening should
+        (2 << 20, bytes(UNPACKED_BYTES // 100), {"compression": "lzf"}),  # which is undone by a loop
+    ],
+)
+def test_chunks_that_take_long_to_unpack_are_not_at_opening(
+    path: Path, size: int, stored: bytes, options: dict[str, Any]
+) -> None:
+    unwritten_chunk(path, (size,), stored, **options)
+    assert list(open_file(path).tensors) == ["w"]
+    assert len(list(faults(path))) == 1
 
 
 def test_reading_does_not_import_h5py(path: Path) -> None:

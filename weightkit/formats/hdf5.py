@@ -24,7 +24,7 @@ from weightkit.formats.hdf5_structure.dataset import Described, chunk_table, des
 from weightkit.formats.hdf5_structure.header import LAYOUT, LINKS, NODE_SIZES, TABLE, TYPE, Header, read_header
 from weightkit.formats.hdf5_structure.image import UNDEFINED, Image
 from weightkit.formats.hdf5_structure.links import links
-from weightkit.formats.shard import VERIFIED_BYTES, ShardFile, is_verified
+from weightkit.formats.shard import UNPACKED_BYTES, ShardFile, is_verified
 from weightkit.tensor import BLOCK, Source, Tensor
 
 SUFFIXES: tuple[str, ...] = (".h5", ".hdf5", ".keras")
@@ -39,26 +39,38 @@ def open_file(path: Path) -> ShardFile:
     """Read the structure of an HDF5 file or a .keras archive; no array is touched.
 
     Raises FormatError for whatever is damaged, leads out of the file, or says more than the file can hold;
-    of a file of up to VERIFIED_BYTES, also where a checksum is wrong or a chunk does not unpack.
+    of a file that `is_verified`, also where a checksum is wrong or a chunk does not unpack.
     """
     small = is_verified(path)
     shard = _read(path, checked=small)
-    if small and sum(t.nbytes for t in shard.tensors.values()) <= 4 * VERIFIED_BYTES:
-        for fault in _faults(shard):
-            raise FormatError(f"{path}: {fault}")
+    for fault in _faults_at_opening(shard) if small else ():
+        raise FormatError(f"{path}: {fault}")
     return shard
 
 
 def faults(path: Path) -> Iterator[str]:
     """What a full read finds: chunks that do not unpack, and what does not match its checksum."""
-    yield from _faults(_read(path, checked=True))
-
-
-def _faults(shard: ShardFile) -> Iterator[str]:
-    if _is_archive(shard.path):
-        yield from zipped.crc_faults(shard.path)
-    for dataset in {t.address: t for t in shard.tensors.values() if isinstance(t, Dataset)}.values():
+    if _is_archive(path):
+        yield from zipped.crc_faults(path)
+    for dataset in _datasets(_read(path, checked=True)):
         yield from dataset.faults()
+
+
+def _faults_at_opening(shard: ShardFile) -> Iterator[str]:
+    """As `faults`, as far as it takes no longer than to read UNPACKED_BYTES, and looks at what is used only."""
+    if _is_archive(shard.path):
+        yield from zipped.crc_faults(shard.path, {_MEMBER: zipped.members(shard.path)[_MEMBER]})
+    left = UNPACKED_BYTES
+    for dataset in _datasets(shard):
+        work = dataset.work()
+        if work <= left:
+            left -= work
+            yield from dataset.faults()
+
+
+def _datasets(shard: ShardFile) -> list[Dataset]:
+    """Each array once that has to be unpacked, whatever names it has."""
+    return list({t.address: t for t in shard.tensors.values() if isinstance(t, Dataset)}.values())
 
 
 def _is_archive(path: Path) -> bool:

@@ -22,14 +22,16 @@ from weightkit import files
 from weightkit.dtypes import Array, DType
 from weightkit.errors import FormatError, printable
 from weightkit.formats import zipped
-from weightkit.formats.hdf5_structure.dataset import Described, Place, chunk_table, describe
-from weightkit.formats.hdf5_structure.filters import undo
+from weightkit.formats.hdf5_structure.dataset import MOST_CHUNK, Described, Place, chunk_table, describe
+from weightkit.formats.hdf5_structure.filters import undo, work
 from weightkit.formats.hdf5_structure.header import read_header
 from weightkit.formats.hdf5_structure.image import Image
 from weightkit.formats.hdf5_structure.layout import Stored
 from weightkit.formats.shard import VERIFIED_BYTES
 
 _MOST_CACHED = 64 << 20  # bytes of unpacked chunks that are kept
+_MOST_AT_ONCE = 16 << 20  # bytes of a chunk that costs no more memory than opening a file should
+_CHUNK_WORK = 1 << 10  # bytes that are read in the time that a chunk takes beside its bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ class Dataset:
                     except ValueError as error:
                         yield f"dataset {self.name!r}: {error}"
                         return
+
+    def work(self) -> int:
+        """What `faults` has to do, as the number of bytes that would be read in that time."""
+        with guarded(self.path, self.name):
+            return _loaded(self.path, self.member, self.address, _version(self.path)).work()
 
     def _filled(self, shape: tuple[int, ...], parts: Iterable[tuple[Place, tuple[int, ...]]]) -> Array:
         """A new array of all elements in `parts`, which are (first index, shape), one after another."""
@@ -126,6 +133,13 @@ class _Loaded(NamedTuple):
         plain = self.array.layout.edges_unfiltered and any(ends)
         whole = self.array.chunk_bytes if self.array.layout.chunk else self.array.nbytes
         return undo(raw, () if plain else self.array.filters, stored.mask, whole)
+
+    def work(self) -> int:
+        """The bytes that go through filters when every chunk is unpacked, and some for each chunk."""
+        array = self.array
+        if array.chunk_bytes > _MOST_AT_ONCE:
+            return MOST_CHUNK * len(self.table)
+        return sum(_CHUNK_WORK + work(array.filters, s.nbytes, array.chunk_bytes) for s in self.table.values())
 
 
 @lru_cache(maxsize=16)

@@ -17,7 +17,8 @@ NAMES = {DEFLATE: "gzip", SHUFFLE: "shuffle", FLETCHER32: "fletcher32", 4: "szip
          LZF: "lzf"}  # fmt: skip
 KNOWN = {DEFLATE, SHUFFLE, FLETCHER32, LZF}
 _SUM_BYTES = 4
-_SPAN = 1 << 20  # 16-bit words summed at a time, so that 64 bits hold the sum of sums
+_LZF_WORK = 128  # for one byte: it is undone by a loop
+_SPAN = 1 << 16  # 16-bit words summed at a time: in 64 bits, the sum of sums, and little memory
 
 
 def undo(raw: bytes, filters: Sequence[Filter], mask: int, nbytes: int) -> bytes:
@@ -30,6 +31,19 @@ def undo(raw: bytes, filters: Sequence[Filter], mask: int, nbytes: int) -> bytes
     if len(raw) != nbytes:
         raise ValueError(f"a chunk unpacks to {len(raw):,} bytes instead of {nbytes:,}")
     return raw
+
+
+def work(filters: Sequence[Filter], stored: int, nbytes: int) -> int:
+    """How much `undo` has to do for a chunk of `nbytes` bytes of which `stored` are in the file.
+
+    It is counted in bytes of deflate that are made.
+    """
+    total, given = 0, stored
+    for filter in reversed(filters):
+        made = max(nbytes, stored) if filter.id in (LZF, DEFLATE) else given
+        total += given * _LZF_WORK if filter.id == LZF else made
+        given = made
+    return total
 
 
 def _undo_one(filter: Filter, raw: bytes, room: int) -> bytes:
@@ -72,10 +86,10 @@ def _summed(raw: bytes) -> bytes:
 
 def fletcher32(data: bytes) -> int:
     """Fletcher's checksum of big-endian 16-bit words, as H5_checksum_fletcher32 of libhdf5 computes it."""
-    words = np.frombuffer(data + bytes(len(data) % 2), ">u2").astype(np.uint64)
+    words = np.frombuffer(data + bytes(1) if len(data) % 2 else data, ">u2")
     first = second = 0
     for start in range(0, len(words), _SPAN):
-        part = words[start : start + _SPAN]
+        part = words[start : start + _SPAN].astype(np.uint64)
         second += len(part) * first + int((part * np.arange(len(part), 0, -1, dtype=np.uint64)).sum())
         first += int(part.sum())
     return _folded(second) << 16 | _folded(first)
