@@ -469,6 +469,62 @@ def test_broken_frames_are_refused(path: Path, content: bytes) -> None:
     refused(path)
 
 
+def grown(path: Path, patches: dict[int, bytes], size: int = 1 << 30) -> Path:
+    """The older small file with some bytes changed, and a large hole behind it."""
+    path.write_bytes(FILES["earliest"])
+    os.truncate(path, size)
+    with open(path, "r+b") as file:
+        for at, new in {40: size.to_bytes(8, "little"), **patches}.items():
+            file.seek(at)
+            file.write(new)
+    return path
+
+
+def test_a_heap_of_holes_is_not_read(path: Path) -> None:
+    assert open_file(grown(path, {})).tensors.keys() == {"dense/kernel", "g"}
+    heap = FILES["earliest"].index(b"HEAP")
+    assert "a structure of 104,857,600 bytes" in refused(grown(path, {heap + 8: (100 << 20).to_bytes(8, "little")}))
+
+
+def test_messages_of_nothing_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of 4 MB has half a million empty messages, and there may be any number of such headers."""
+    monkeypatch.setattr(image, "_MOST_READ_IN_ALL", 8 << 20)
+    header = b"\1" + bytes(7) + (2 << 20).to_bytes(4, "little")
+    assert "again and again" in refused(grown(path, {64: (1 << 20).to_bytes(8, "little"), 1 << 20: header}))
+
+
+def test_chunks_of_holes_are_refused(path: Path) -> None:
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((8,))
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple((8 * (1 << 20) + 8,))
+    with made(path, "latest") as file:
+        h5py.h5d.create(file.id, b"w", h5py.h5t.STD_U8LE, space, plist)
+    assert "1,048,577 chunks; rewrite it" in refused(path)
+
+
+def test_a_chunk_does_not_lie_where_the_file_begins(path: Path) -> None:
+    with made(path) as file:
+        place = file.create_dataset("w", data=np.ones(5), chunks=(5,)).id.get_chunk_info(0).byte_offset
+    content = path.read_bytes()
+    assert content.count(place.to_bytes(8, "little")) == 1
+    path.write_bytes(content.replace(place.to_bytes(8, "little"), bytes(8)))
+    assert "a chunk of 40 bytes at 0" in refused(path)
+
+
+def test_checksums_at_opening_take_a_bounded_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = bytearray(FILES["latest"])
+    assert wrong.startswith(b"OHDR\2\0", 48)
+    wrong[48 + 7 + wrong[48 + 6]] ^= 1  # of the checksum behind the messages
+    path.write_bytes(wrong)
+    assert "checksum" in refused(path)
+    monkeypatch.setattr(hdf5, "_SUMS_AT_OPENING", 10)
+    assert open_file(path).tensors.keys() == {"dense/kernel", "g"}
+    with pytest.raises(FormatError, match="checksum"):
+        list(faults(path))
+
+
 @settings(max_examples=400, deadline=2000)
 @given(data=st.data())
 def test_damage_is_an_error_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

@@ -8,6 +8,7 @@ looked at. Files are written through h5py, and read by `hdf5_structure`, which s
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from weightkit.tensor import BLOCK, Source, Tensor
 SUFFIXES: tuple[str, ...] = (".h5", ".hdf5", ".keras")
 
 _MOST_NAME = 1024  # characters that are written; HDF5 stores more than 4 kB in a way of its own
+_SUMS_AT_OPENING = 1 << 20  # bytes: to compute their checksum takes a loop
 _MEMBER = "model.weights.h5"  # of a .keras archive
 _OPTIMIZER = ("optimizer_weights", "optimizer")  # top groups of Keras 2 and 3
 _BOOKKEEPING = {"seed_generator", "iteration", "iterations", "iterations:0"}
@@ -42,7 +44,7 @@ def open_file(path: Path) -> ShardFile:
     of a file that `is_verified`, also where a checksum is wrong or a chunk does not unpack.
     """
     small = is_verified(path)
-    shard = _read(path, checked=small)
+    shard = _read(path, sums=_SUMS_AT_OPENING if small else 0)
     for fault in _faults_at_opening(shard) if small else ():
         raise FormatError(f"{path}: {fault}")
     return shard
@@ -52,7 +54,7 @@ def faults(path: Path) -> Iterator[str]:
     """What a full read finds: chunks that do not unpack, and what does not match its checksum."""
     if _is_archive(path):
         yield from zipped.crc_faults(path)
-    for dataset in _datasets(_read(path, checked=True)):
+    for dataset in _datasets(_read(path, sums=math.inf)):
         yield from dataset.faults()
 
 
@@ -79,11 +81,11 @@ def _is_archive(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def _read(path: Path, *, checked: bool) -> ShardFile:
+def _read(path: Path, *, sums: float) -> ShardFile:
     with guarded(path):
         member = _MEMBER if _is_archive(path) else ""
         with opened(path, member) as (file, start, size):
-            image = Image(file, path, size, start, checked=checked)
+            image = Image(file, path, size, start, sums=sums)
             tensors = _Walk(image, member).tensors()
             image.settle()
     return ShardFile(path, path.name, tensors, aside=frozenset(filter(_is_aside, tensors)))

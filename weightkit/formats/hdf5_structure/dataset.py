@@ -121,7 +121,7 @@ def chunk_table(image: Image, array: Described) -> dict[Place, Stored]:
         inside = all(i < n for i, n in zip(stored.place, grid, strict=True))
         if not inside or stored.place in result:
             raise image.fail("a damaged HDF5 file: a chunk is outside of its array, or there twice")
-        if not least <= stored.nbytes <= most or stored.address + stored.nbytes > image.end:
+        if not least <= stored.nbytes <= most or not 0 < stored.address <= image.end - stored.nbytes:
             raise image.fail(f"a damaged HDF5 file: a chunk of {stored.nbytes:,} bytes at {stored.address:,}")
         image.claim(stored.nbytes)
         total += stored.nbytes

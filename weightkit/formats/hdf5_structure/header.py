@@ -22,6 +22,8 @@ _MESSAGE1 = Struct("<HHB3x")  # type, bytes, flags
 _MESSAGE2 = Struct("<BHB")
 _SPAN = Struct("<QQ")  # address, length
 _USUAL = 512  # bytes within which most headers lie
+_MOST_PART = 4 << 20  # bytes of one piece of a header
+_MESSAGE_WORK = 64  # bytes that are read in the time that a message takes
 
 
 class Message(NamedTuple):
@@ -53,7 +55,7 @@ def read_header(image: Image, address: int, *, named: bool = True) -> Header:
     raw = image.peek(address, _USUAL)
     newer = raw[:4] == b"OHDR"
     start, stop, order = _newer_span(image, raw) if newer else _older_span(image, raw)
-    raw = raw[: stop + 4 * newer] if len(raw) >= stop + 4 * newer else image.at(address, stop + 4 * newer)
+    raw = raw[: stop + 4 * newer] if len(raw) >= stop + 4 * newer else _part(image, address, stop + 4 * newer)
     image.charge(len(raw))
     if newer:
         image.check(raw)
@@ -64,14 +66,20 @@ def read_header(image: Image, address: int, *, named: bool = True) -> Header:
             if length < 8:
                 raise image.fail(f"a damaged HDF5 file: a part of {length} bytes of the object header at {address:,}")
             if newer:
-                part = image.at(offset, length)
+                part = _part(image, offset, length)
                 if part[:4] != b"OCHK":
                     raise image.fail(f"a damaged HDF5 file: no OCHK at {offset:,}")
                 image.check(part)
                 waiting.append((part, offset, 4, length - 4))
             else:
-                waiting.append((image.at(offset, length), offset, 0, length))
+                waiting.append((_part(image, offset, length), offset, 0, length))
     return header
+
+
+def _part(image: Image, address: int, count: int) -> bytes:
+    if count > _MOST_PART:
+        raise image.fail(f"a damaged HDF5 file: {count:,} bytes of an object header at {address:,}")
+    return image.at(address, count)
 
 
 def _older_span(image: Image, raw: bytes) -> tuple[int, int, None]:
@@ -102,6 +110,7 @@ def _collect(
     more = []
     while at + step <= stop:
         kind, length, flags = shape.unpack_from(raw, at)
+        image.charge(_MESSAGE_WORK)
         at += step
         if at + length > stop or (order is None and length % 8):
             raise image.fail(f"a damaged HDF5 file: a message of {length:,} bytes at {address + at:,}")

@@ -19,6 +19,8 @@ _PARAMETERS = {_IMPLICIT: 0, _FIXED: 1, _EXTENSIBLE: 5, _TREE2: 6}  # bytes of w
 _PLAIN_RECORD, _FILTERED_RECORD = 10, 11
 _EDGES_UNFILTERED, _SINGLE_FILTERED = 1, 2  # flags
 
+_MOST_UNLISTED = 1 << 20  # chunks that take no byte of an index
+
 
 class Layout(NamedTuple):
     """Where an array lies. Without `chunk` it is one piece of `nbytes`; else `address` is that of an index."""
@@ -133,7 +135,9 @@ def _by_number(
     counts = [-(-n // step) for n, step in zip(most, layout.chunk, strict=True)]
     steps = {axis: math.prod(counts[other] for other in axes[i + 1 :]) for i, axis in enumerate(axes)}
     if layout.index_kind == _IMPLICIT:
-        image.charge(8 * math.prod(grid))
+        if math.prod(grid) > _MOST_UNLISTED:
+            raise image.fail(f"{math.prod(grid):,} chunks; rewrite it with larger ones (h5repack -l CHUNK=…)")
+        image.charge(32 * math.prod(grid))
         for place in itertools.product(*map(range, grid)):
             yield Stored(place, layout.address + size * sum(place[a] * steps[a] for a in axes), size, 0)
         return
