@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from itertools import repeat
 from typing import Any
 
 from weightkit.formats.unpickle.values import Global, PickleError, TruncatedError
@@ -13,6 +14,9 @@ Names = Mapping[tuple[str, str], object]  # (module, name) to what it stands for
 _MOST_LINE = 1000  # characters of a name, or of a number written as text
 _FREE_OBJECTS = 250_000
 _BYTES_PER_OBJECT = 6  # a real pickle makes no more than one object of a kind, or memo entry, in about 10 bytes
+_NAME_OBJECTS = 8  # what a name takes that was not met before
+_FREE_STEPS = 1_000_000
+_FREE_LINES, _BYTES_PER_LINE = 1_000_000, 8  # of text, each of which takes as long as ten other opcodes
 _INDEX = struct.Struct("<I").unpack_from
 _LONG_BINPUT, _BININT1, _BINGET, _BINUNICODE, _MARK, _TUPLE, _TUPLE2, _STOP = b"rKhX(t\x86."
 
@@ -20,7 +24,7 @@ _LONG_BINPUT, _BININT1, _BINGET, _BINUNICODE, _MARK, _TUPLE, _TUPLE2, _STOP = b"
 class Machine:
     """One run through one pickle."""
 
-    __slots__ = ("data", "left", "marks", "memo", "named", "names", "persistent", "stack")
+    __slots__ = ("data", "left", "lines", "marks", "memo", "named", "names", "persistent", "stack")
 
     def __init__(self, data: bytes, names: Names, persistent: Callable[[object], object]) -> None:
         self.data, self.names, self.persistent = data, names, persistent
@@ -29,6 +33,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
         self.named: dict[tuple[str, str], object] = {}
         self.left = _FREE_OBJECTS + len(data) // _BYTES_PER_OBJECT
+        self.lines = _FREE_LINES + len(data) // _BYTES_PER_LINE
 
     def run(self, at: int, handlers: list[Handler]) -> int:
         """Go from `at` to the STOP, each opcode by its handler; returns the place after it.
@@ -37,8 +42,9 @@ class Machine:
         double the time that a large one takes. Tuples, marks and memo entries are accounted for here as well.
         """
         data, stack, memo, marks, left = self.data, self.stack, self.memo, self.marks, self.left
+        steps = _FREE_STEPS + len(data) * 2 // 3  # a real pickle has at most three opcodes in five bytes
         try:
-            while True:
+            for _ in repeat(None, steps):
                 code = data[at]
                 at += 1
                 if code == _LONG_BINPUT:
@@ -82,6 +88,7 @@ class Machine:
             raise PickleError("the pickle holds text that is not UTF-8") from None
         except KeyError:
             raise PickleError("the pickle is damaged: it remembers a value that it never had") from None
+        raise PickleError("the pickle has more opcodes than a real one of its size")
 
     def spend(self, count: int = 1) -> None:
         """Account for objects made, so that a small file cannot fill the memory."""
@@ -106,6 +113,9 @@ class Machine:
 
     def line(self, at: int) -> tuple[bytes, int]:
         """The bytes up to the next line end, and the place after it."""
+        self.lines -= 1
+        if self.lines < 0:
+            raise PickleError("the pickle has more lines of text than a real one of its size")
         end = self.data.find(b"\n", at, at + _MOST_LINE)
         if end < 0:
             raise (
@@ -121,6 +131,7 @@ class Machine:
             raise PickleError("the pickle holds an endless name")
         key = module, name
         if key not in self.named:
+            self.spend(_NAME_OBJECTS)
             self.named[key] = self.names.get(key) or Global(module, name)
         return self.named[key]
 
