@@ -378,7 +378,6 @@ def test_more_tokens_than_learned_positions(tmp_path: Path) -> None:
     ("family", "changes", "message"),
     [
         ("llama", {"hidden_act": "mish"}, "no activation 'mish'"),
-        ("gpt2", {"add_cross_attention": True}, "attends to an encoder"),
         ("llama", {"model_type": "rwkv"}, "'rwkv' is not known .*llama.*"),
         ("gpt2", {"tie_word_embeddings": False}, "lm_head is not in the files"),
     ],
@@ -386,6 +385,20 @@ def test_more_tokens_than_learned_positions(tmp_path: Path) -> None:
 def test_models_that_cannot_be_run(family: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     model = wk.open(tiny.write(tmp_path, family, tensors=tiny.weights(tiny.CONFIGS[family]), **changes))
     with pytest.raises(EngineError, match=message):
+        model.logits([1])
+
+
+def test_a_decoder_of_another_encoder_cannot_be_run(tmp_path: Path) -> None:
+    rng, width = np.random.default_rng(0), 48
+    shapes: dict[str, tuple[int, ...]] = {"ln_cross_attn.weight": (width,), "ln_cross_attn.bias": (width,)}
+    for part, out in (("q_attn", width), ("c_attn", 2 * width), ("c_proj", width)):
+        shapes |= {f"crossattention.{part}.weight": (width, out), f"crossattention.{part}.bias": (out,)}
+    tensors = tiny.weights(tiny.CONFIGS["gpt2"])
+    for layer in range(tiny.CONFIGS["gpt2"]["n_layer"]):
+        for name, shape in shapes.items():
+            tensors[f"transformer.h.{layer}.{name}"] = rng.standard_normal(shape).astype(np.float32)
+    model = wk.open(tiny.write(tmp_path, "gpt2", tensors=tensors, add_cross_attention=True))
+    with pytest.raises(EngineError, match="attends to an encoder"):
         model.logits([1])
 
 

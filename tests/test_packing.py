@@ -25,6 +25,7 @@ from tests import tiny
 from weightkit import packing
 from weightkit.checkpoint import open_checkpoint
 from weightkit.errors import FormatError
+from weightkit.weight import Weight
 
 A = NDArray[Any]
 RNG = np.random.default_rng(3)
@@ -530,9 +531,10 @@ def test_packers_turn_the_matrices_of_gpt_2(tmp_path: Path) -> None:
     dense = dict(tensors)
     for name in [n for n in tensors if ".h." in n and tensors[n].ndim == 2]:
         width, out = tensors[name].shape
-        q, s = RNG.integers(-127, 128, (out, width)).astype(np.int8), RNG.random(out).astype(np.float32)
+        q = RNG.integers(-127, 128, (out, width)).astype(np.int8)
+        s = scales(out).astype(np.float32)
         tensors |= {name: q, name.removesuffix("weight") + "SCB": s}
-        dense[name] = np.ascontiguousarray((q.astype(np.float32) * s[:, None] / np.float32(127)).T)
+        dense[name] = np.ascontiguousarray((q.astype(np.float32) * s[:, None] / 127).T)
     folder = tiny.write(
         tmp_path / "packed", "gpt2", tensors=tensors, quantization_config={"quant_method": "bitsandbytes"}
     )
@@ -542,7 +544,9 @@ def test_packers_turn_the_matrices_of_gpt_2(tmp_path: Path) -> None:
     model.convert(tmp_path / "out")
     saved = wk.open(tmp_path / "out")
     for name, array in dense.items():
-        np.testing.assert_allclose(saved[f"name:{name}"].stored.mapped(), array, rtol=1e-6)
+        stored = saved[f"name:{name}"]
+        assert isinstance(stored, Weight)
+        np.testing.assert_allclose(stored.stored.mapped(), array, rtol=1e-6)
 
 
 def test_an_index_of_a_packed_model_is_claimed(shared: Path) -> None:
