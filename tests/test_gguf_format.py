@@ -228,6 +228,7 @@ def _bad_tensors() -> Iterator[tuple[str, list[tuple[bytes, tuple[int, ...], int
     yield "a product that wraps", [(b"w", (1 << 62, 4), 0, 0)], "sizes"
     yield "past the end", [(b"w", (5,), 0, 0)], "cut short"
     yield "offset past the end", [(b"w", (4,), 0, 1 << 20)], "cut short"
+    yield "nothing past the end", [(b"w", (0, 4), 0, (1 << 63) - 32)], "cut short"
     yield "offset that wraps", [(b"w", (4,), 0, (1 << 64) - 32)], "cut short"
     yield "offset of 8", [(b"w", (1,), 0, 8)], "multiple"
     yield "removed type", [(b"w", (4,), 4, 0)], "type 4"
@@ -244,6 +245,13 @@ def _bad_tensors() -> Iterator[tuple[str, list[tuple[bytes, tuple[int, ...], int
 @pytest.mark.parametrize(("tensors", "why"), [case[1:] for case in _bad_tensors()], ids=[c[0] for c in _bad_tensors()])
 def test_bad_tensors(tmp_path: Path, tensors: Any, why: str) -> None:
     refused(tmp_path, named(tensors=tensors, data=FOUR.tobytes()), why)
+
+
+def test_nothing_behind_the_last_tensor(tmp_path: Path) -> None:
+    made = named(tensors=[(b"w", (4,), 0, 0), (b"n", (0, 4), 0, 32)], data=FOUR.tobytes())
+    empty = open_file(file(tmp_path, made)).tensors["n"]
+    assert empty.read(0, 0).shape == (0,)
+    assert empty.mapped().shape == (4, 0)
 
 
 def test_bad_starts(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def types() -> dict[int, DType]:
 def _tensors(header: Header, path: Path) -> dict[str, Source]:
     """The tensors of a header. FormatError where one is not aligned, not in the file or not by itself."""
     size = files.size(path)
-    data = -(-header.end // header.alignment) * header.alignment
+    data = _padded(header.end, header)
+    padded = _padded(size, header)  # where a tensor without elements may lie behind all others
     tensors: dict[str, Source] = {}
     for info in header.infos:
         try:
@@ -89,13 +90,17 @@ def _tensors(header: Header, path: Path) -> dict[str, Source]:
                 raise ValueError(f"its offset {info.offset:,} is not a multiple of {header.alignment}")
             nbytes = dtype.nbytes(math.prod(info.sizes))
             end = data + info.offset + nbytes
-            if nbytes and end > size:
+            if end > (size if nbytes else padded):
                 raise ValueError(f"would end at byte {end:,} of {size:,}: the file is cut short")
         except ValueError as error:
             raise FormatError(f"{path}: tensor {info.name!r}: {error}") from None
         tensors[info.name] = Tensor(info.name, dtype, info.sizes[::-1], path, data + info.offset, header.big_endian)
     _require_apart(tensors, path)
     return tensors
+
+
+def _padded(end: int, header: Header) -> int:
+    return -(-end // header.alignment) * header.alignment
 
 
 def _dtype(info: Info) -> DType:
