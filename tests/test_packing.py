@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 import weightkit as wk
 from tests import tiny
+from tests.conftest import Cli
 from weightkit import packing
 from weightkit.checkpoint import open_checkpoint
 from weightkit.errors import FormatError
@@ -547,6 +548,41 @@ def test_packers_turn_the_matrices_of_gpt_2(tmp_path: Path) -> None:
         stored = saved[f"name:{name}"]
         assert isinstance(stored, Weight)
         np.testing.assert_allclose(stored.stored.mapped(), array, rtol=1e-6)
+
+
+FORMS = [
+    ("AWQ", {"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ of version 'gemv'"),
+    ("AWQ", {"quant_method": "awq", "bits": 4, "version": "gemv_fast"}, "AWQ of version 'gemv_fast'"),
+    ("GPTQ 4", {"quant_method": "gptq", "bits": 4, "checkpoint_format": "x"}, "GPTQ of checkpoint_format 'x'"),
+    ("GPTQ 4", {"quant_method": "gptq", "bits": 5}, "GPTQ of 5 bits"),
+    ("MLX 4", {"bits": 4, "group_size": 32, "mode": "nf4"}, "MLX of mode 'nf4'"),
+]
+
+
+@pytest.mark.parametrize(("case", "settings", "form"), FORMS)
+def test_a_packing_that_is_not_unpacked_opens_by_names(
+    tmp_path: Path, cli: Cli, case: str, settings: dict[str, Any], form: str
+) -> None:
+    dense = tiny.weights(tiny.CONFIGS["llama"])
+    del dense[BASE + ".weight"]
+    tensors = dense | {BASE + ending: array for ending, array in CASES[case][0].items()}
+    folder = tiny.write(tmp_path / "m", tensors=tensors, quantization_config=settings)
+    model = wk.open(folder)
+    assert model.notes[-1].startswith(f"packed as {form}, which is not unpacked: counted as stored")
+    assert model.counts().total == model.counts().stored == sum(a.size for a in tensors.values())
+    for verb in ("list", "count", "map", "check"):
+        done = cli(verb, folder)
+        assert done.code == 0
+        assert form in " ".join((done.out + done.err).split())
+    for command in (
+        ("run", folder, "--ids", "1,2"),
+        ("convert", folder, tmp_path / "out"),
+        ("edit", folder, "--zero", "name:model.norm.weight", "-o", tmp_path / "out"),
+    ):
+        done = cli(*command)
+        assert (done.code, done.out, done.err.strip().count("\n")) == (2, "", 0)
+        assert form in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_index_of_a_packed_model_is_claimed(shared: Path) -> None:

@@ -14,6 +14,14 @@ class FormatError(WeightkitError):
     """A file is missing, truncated, malformed or of a kind that cannot be read."""
 
 
+class PackingError(FormatError):
+    """Weights are packed in a way that exists, or may, and that is not unpacked here."""
+
+    def __init__(self, where: str, packed_as: str) -> None:
+        super().__init__(f"{where}: packed as {packed_as}, which is not unpacked")
+        self.packed_as = packed_as
+
+
 class ConfigError(WeightkitError):
     """A config.json is malformed, or says something that the weights contradict."""
 

@@ -167,11 +167,13 @@ class Model:
         """Every count taken apart into matrices and their sizes, and held against the config. Reads no weights."""
         from weightkit.analysis.explain import explain
 
-        described = None
-        if self.checkpoint.config is not None and self.registry.config is not None:
-            alone = Checkpoint(self.checkpoint.path, self.checkpoint.folder, config=self.checkpoint.config)
-            described = open_registry(alone)
-        return explain(self.registry, described)
+        return explain(self.registry, self.described() if self.registry.config is not None else None)
+
+    def described(self) -> Registry | None:
+        """The registry that the config alone describes, without weights; None where there is no config."""
+        if self.checkpoint.config is None:
+            return None
+        return open_registry(Checkpoint(self.checkpoint.path, self.checkpoint.folder, config=self.checkpoint.config))
 
     def statistics(
         self,

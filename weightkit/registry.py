@@ -40,6 +40,7 @@ class Registry(Mapping[str, Weight]):
         sized: bool = True,
         said: Mapping[str, str] | None = None,
         foreign: Mapping[str, Sequence[str]] | None = None,
+        packed_as: str | None = None,
     ) -> None:
         self._weights = weights
         self.by_name = by_name  # every tensor in the files, as it is stored
@@ -52,6 +53,7 @@ class Registry(Mapping[str, Weight]):
         self.sized = sized  # False: not even shapes are known, only names
         self.said = said or {}  # what Hugging Face files call a tensor, where these files call it otherwise
         self.foreign = foreign or {}  # and what they have in its place where they have none such: one for each expert
+        self.packed_as = packed_as  # how the weights are packed, where they are not unpacked
         known = {weight.name for weight in weights.values()}.union(ignored, bookkeeping)
         self.unclaimed = tuple(name for name in by_name if name not in known)
         self._all = weights | {by_name[name].address: by_name[name] for name in self.unclaimed}
@@ -110,6 +112,7 @@ class Registry(Mapping[str, Weight]):
             sized=self.sized,
             said=self.said,
             foreign=self.foreign,
+            packed_as=self.packed_as,
         )
 
     def select(self, address: str | Address, token_id: TokenId | None = None) -> list[Selection]:

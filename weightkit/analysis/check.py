@@ -84,8 +84,8 @@ def _not_checked(checkpoint: Checkpoint, registry: Registry) -> Iterator[str]:
         yield f"values: there is only {'an index' if checkpoint.listed else 'a config.json'}"
     if checkpoint.config is None:
         yield "config against shapes: there is no config.json"
-    elif registry.config is None and not checkpoint.whole:
-        yield f"config against shapes: {registry.notes[0]}"
+    elif registry.config is None and (registry.packed_as is not None or not checkpoint.whole):
+        yield f"config against shapes: {registry.notes[-1]}"
     if checkpoint.listed:
         yield "shapes, sizes and offsets: none of the files that the index names is here"
     elif checkpoint.index is None and len(checkpoint.shards) > 1:
@@ -148,8 +148,8 @@ def _index(checkpoint: Checkpoint) -> Iterator[Fault]:
 def _roles(checkpoint: Checkpoint, registry: Registry) -> Iterator[Fault]:
     if registry.config is None:
         # A config that nothing was checked against is not a sound one.
-        if checkpoint.config is not None and checkpoint.whole:
-            yield Fault("config", "config.json", f"cannot be checked against the weights: {registry.notes[0]}")
+        if checkpoint.config is not None and checkpoint.whole and registry.packed_as is None:
+            yield Fault("config", "config.json", f"cannot be checked against the weights: {registry.notes[-1]}")
         return
     method = registry.config.quantization
     if method and checkpoint.tensors and not registry.bookkeeping:

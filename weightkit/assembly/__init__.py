@@ -11,7 +11,7 @@ from weightkit.assembly.recognition import recognise
 from weightkit.assembly.ties import share_ties
 from weightkit.checkpoint import CONFIG, Checkpoint
 from weightkit.config import family, model_type, normalise, quantization
-from weightkit.errors import ConfigError, nearest, one_line
+from weightkit.errors import ConfigError, PackingError, nearest, one_line
 from weightkit.registry import Registry, unnamed
 from weightkit.tensor import Source
 
@@ -25,13 +25,16 @@ def open_registry(checkpoint: Checkpoint) -> Registry:
     """
     try:
         return _with_config(checkpoint)
+    except PackingError as error:
+        why = f"packed as {error.packed_as}, which is not unpacked: counted as stored"
+        return by_names(checkpoint, why, packed_as=error.packed_as)
     except ConfigError as error:
         if checkpoint.whole or not checkpoint.shards:
             raise
         return by_names(checkpoint, f"the config.json beside it does not describe this file ({error})")
 
 
-def by_names(checkpoint: Checkpoint, why: str) -> Registry:
+def by_names(checkpoint: Checkpoint, why: str, packed_as: str | None = None) -> Registry:
     """A registry without roles, and the reason."""
     note = f"{why}: tensors have names only; roles and the engine are not available"
     kind = (checkpoint.config or {}).get("model_type")
@@ -43,6 +46,7 @@ def by_names(checkpoint: Checkpoint, why: str) -> Registry:
         notes=(*checkpoint.notes, note),
         model_type=kind if isinstance(kind, str) else None,
         sized=not checkpoint.listed,
+        packed_as=packed_as,
     )
 
 

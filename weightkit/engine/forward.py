@@ -38,7 +38,7 @@ class Engine:
 
     def __init__(self, registry: Registry) -> None:
         if registry.architecture is None or registry.config is None:
-            raise EngineError(f"this model cannot be run: {registry.notes[0]}")
+            raise EngineError(f"this model cannot be run: {registry.notes[-1]}")
         self.architecture: Architecture = registry.architecture
         self.config: Config = registry.config
         if "lm_head" not in registry:

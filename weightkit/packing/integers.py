@@ -20,6 +20,7 @@ from weightkit.packing.packed import (
     require_numbers,
     rows_of,
     spread,
+    unknown,
     unpack_bits,
     unpack_columns,
 )
@@ -45,12 +46,12 @@ def gptq(base: str, t: Parts, settings: Settings) -> Made:
         return None
     form = settings.get("checkpoint_format") or "gptq"
     if form not in ("gptq", "gptq_v2"):
-        raise fault(weight, f"checkpoint_format {str(form)[:40]!r} is not known, only gptq and gptq_v2 are")
+        raise unknown(weight, f"GPTQ of checkpoint_format {str(form)[:40]!r}")
     bits = number(settings, "bits", 4)
     if settings.get("dynamic") and out:  # GPTQModel's overrides of single modules: their tensors tell as well
         bits = zeros.shape[1] * 32 // out
     if bits not in (2, 3, 4, 8):
-        raise fault(weight, f"GPTQ of {bits} bits is not known")
+        raise unknown(weight, f"GPTQ of {bits} bits")
     rows = weight.shape[0] * 32 // bits
     if not groups or not rows or not out:
         raise fault(weight, "is empty")
@@ -95,11 +96,13 @@ def awq(base: str, t: Parts, settings: Settings) -> Made:
     """Words along the rows of a matrix stored [in, out], eight columns in each, in an order of their own."""
     weight, zeros, scales = t[".qweight"], t[".qzeros"], t[".scales"]
     bits = number(settings, "bits", number(settings, "w_bit", 4))
-    if bits != 4 or len(weight.shape) != 2 or len(scales.shape) != 2:
-        raise fault(weight, f"{base}: AWQ of {bits} bits and shape {list(weight.shape)} is not known")
     version = settings.get("version") or "gemm"
     if str(version).lower() != "gemm":
-        raise fault(weight, f"AWQ of version {str(version)[:40]!r} is not known, only gemm is")
+        raise unknown(weight, f"AWQ of version {str(version)[:40]!r}")
+    if bits != 4:
+        raise unknown(weight, f"AWQ of {bits} bits")
+    if len(weight.shape) != 2 or len(scales.shape) != 2:
+        raise fault(weight, f"{base} is not a matrix")
     rows, out, groups = weight.shape[0], weight.shape[1] * 8, scales.shape[0]
     if not rows or not out:
         raise fault(weight, "is empty")
@@ -225,7 +228,7 @@ def mlx(base: str, t: Parts, settings: Settings) -> Made:
     settings = {**settings, **own} if isinstance(own, dict) else settings
     mode = settings.get("mode") or "affine"
     if mode != "affine" and (not isinstance(mode, str) or mode not in _MLX_FLOATS):
-        raise fault(weight, f"quantization mode {str(mode)[:40]!r} is not known")
+        raise unknown(weight, f"MLX of mode {str(mode)[:40]!r}")
     group = number(settings, "group_size", 64 if mode == "affine" else _MLX_FLOATS[mode][2])
     width = scales.shape[-1] * group
     bits, rest = divmod(weight.shape[-1] * 32, max(width, 1))

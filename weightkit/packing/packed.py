@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from weightkit.dtypes import Array, DType
-from weightkit.errors import FormatError
+from weightkit.errors import FormatError, PackingError
 from weightkit.tensor import BLOCK, Source
 
 Parts = Mapping[str, Source]  # the tensors of a packed matrix by the ending of their names
@@ -90,6 +90,11 @@ class Scheme:
 def fault(source: Source, message: str) -> FormatError:
     """The error to raise about a stored tensor."""
     return FormatError(f"{source.path}: {source.name}: {message}")
+
+
+def unknown(source: Source, packed_as: str) -> PackingError:
+    """The error to raise about a stored tensor that is packed in a way that is not unpacked here."""
+    return PackingError(f"{source.path}: {source.name}", packed_as)
 
 
 def require(source: Source, shape: tuple[int, ...], *kinds: str) -> None:

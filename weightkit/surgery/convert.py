@@ -67,6 +67,8 @@ def convert(
     floating-point weights to; without one they keep theirs, and packed ones become F32. Raises
     SaveError or EditError, and the destination is as it was.
     """
+    if registry.packed_as is not None:
+        raise SaveError(f"{checkpoint.path}: packed as {registry.packed_as}, which cannot be converted")
     out = Path(out)
     as_file = out.suffix in FILES
     require_free(checkpoint, out, force=force, as_file=as_file)
