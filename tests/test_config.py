@@ -335,6 +335,7 @@ def test_a_family_that_is_not_known_is_told_which_are() -> None:
         ({"quantization_config": None}, None),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "mlx"),
+        ({"quantization_config": {"quant_method": "intel/auto-round"}}, "intel/auto-round"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     ],
 )

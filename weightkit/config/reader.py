@@ -25,8 +25,8 @@ QUANTIZATIONS = frozenset(
     """
     aqlm auto-round auto_round autoround awq bitnet bitsandbytes bitsandbytes_4bit bitsandbytes_8bit
     compressed-tensors eetq exl2 exl3 fbgemm_fp8 finegrained_fp8 fouroversix fp8 fp_quant gptq
-    gptq_marlin higgs hqq humming intel_auto_round marlin metal mlx modelopt mxfp4 nvfp4 quanto quark sinq
-    spqr torchao vptq
+    gptq_marlin higgs hqq humming intel/auto-round intel_auto_round marlin metal mlx modelopt mxfp4 nvfp4
+    quanto quark sinq spqr torchao vptq
     """.split()
 )
 
