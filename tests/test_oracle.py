@@ -15,6 +15,9 @@ from tests import make_golden as golden
 from tests import tiny
 from tests.conftest import ROOT
 from tests.test_engine import residuals
+from tests.test_families import NOT_IN_TRANSFORMERS
+from weightkit.config import normalise
+from weightkit.config.families import DEFAULTS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -155,3 +158,21 @@ def test_trained_models_on_longer_texts(shared: Path, name: str) -> None:
     assert model.config is not None
     ids = np.random.RandomState(2).randint(0, model.config.vocab, (2, 100)).astype(np.int64)
     assert error(model.logits(ids), golden.reference(shared / "models" / name, ids)) < TOLERANCE
+
+
+SIZES = """
+    hidden_size n_embd d_model num_hidden_layers n_layer num_layers n_layers num_attention_heads n_head num_heads
+    n_heads intermediate_size ffn_dim d_ff vocab_size dim hidden_dim
+""".split()
+
+
+@pytest.mark.parametrize("kind", sorted(set(DEFAULTS) - NOT_IN_TRANSFORMERS))
+def test_a_key_that_is_not_there_means_what_the_class_of_transformers_says(kind: str) -> None:
+    from transformers import AutoConfig
+
+    said = AutoConfig.for_model(kind).to_dict()
+    short = {key: value for key, value in said.items() if key in ("model_type", *SIZES)}
+    if "text_config" in said:
+        said.pop("vision_config")  # without which a model has no eyes here
+        short["text_config"] = {key: said["text_config"][key] for key in SIZES if key in said["text_config"]}
+    assert normalise(short, "config.json").differences(normalise(said, "config.json")) == {}

@@ -30,6 +30,7 @@ class Defaults:
     head_dim: int | None = None  # None: width / heads
     tied: bool = False
     theta: float = 10_000.0
+    rope: Mapping[str, Any] = field(default_factory=dict)  # where no key says how positions are rotated
     partial_rotary: float | None = None  # None: all of a head is rotated, whatever the config says
     interleaved: Rule = False  # neighbouring dimensions of a head turn together
     window_rope: Literal["same", "own theta", "unscaled"] = "same"  # of the layers with a window

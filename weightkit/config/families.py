@@ -10,13 +10,15 @@ from typing import Any
 
 from weightkit.config import extras, mixtures
 from weightkit.config.defaults import Defaults
-from weightkit.config.normal import Routing
+from weightkit.config.normal import Experts, Norms, Routing
 
 _GPT: dict[str, Any] = {
     "activation_key": "activation_function",
     "activation": "gelu_new",
     "eps_key": "layer_norm_epsilon",
     "eps": 1e-5,
+    "grouped": False,
+    "ffn_ratio": 4,
 }
 _ALL_BIASES: dict[str, Any] = {"qkv_bias": True, "output_bias": True, "ffn_bias": True}
 _ATTENTION_BIAS: dict[str, Any] = {"qkv_bias": "attention_bias", "output_bias": "attention_bias"}
@@ -30,8 +32,20 @@ _BERT: dict[str, Any] = {
     "norms": "sum",
     "tied": True,
 }
+_COHERE: dict[str, Any] = {
+    **_ATTENTION_BIAS,
+    "interleaved": True,
+    "eps_key": "layer_norm_eps",
+    "eps": 1e-5,
+    "positions": 8192,
+    "tied": True,
+    "parallel": True,
+}
 _GEMMA: dict[str, Any] = {"activation": "gelu_pytorch_tanh", "head_dim": 256, "positions": 8192, "tied": True}
 _QWEN: dict[str, Any] = {"positions": 32_768, "windows": "asked for", "sliding_window": 4096}
+
+_GPT_OSS_ROPE = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+_GLM: dict[str, Norms] = {"glm": "before", "glm4": "both"}
 
 _MIXTRAL = Routing(normalised=True)
 
@@ -119,8 +133,6 @@ DEFAULTS: dict[str, Defaults] = {
         ),
         Defaults(
             "mixformer-sequential",
-            grouped=False,
-            ffn_ratio=4,
             parallel=True,
             extra=(extras.rotary_dims(32),),
             **_GPT,
@@ -128,32 +140,26 @@ DEFAULTS: dict[str, Defaults] = {
         ),
         Defaults(
             "gpt2",
-            grouped=False,
             positions=1024,
             position_kind="learned",
             tied=True,
-            ffn_ratio=4,
             extra=(extras.gpt2,),
             **_GPT,
             **_ALL_BIASES,
         ),
         Defaults(
             "gpt_bigcode",
-            grouped=False,
             positions=1024,
             position_kind="learned",
             tied=True,
-            ffn_ratio=4,
             extra=(extras.gpt_bigcode,),
             **{**_GPT, "activation": "gelu_pytorch_tanh"},
             **_ALL_BIASES,
         ),
         Defaults(
             "gpt_neo",
-            grouped=False,
             position_kind="learned",
             tied=True,
-            ffn_ratio=4,
             output_bias=True,
             ffn_bias=True,
             extra=(extras.gpt_neo,),
@@ -162,8 +168,6 @@ DEFAULTS: dict[str, Defaults] = {
         Defaults(
             "gptj",
             interleaved=True,
-            grouped=False,
-            ffn_ratio=4,
             ffn_bias=True,
             parallel=True,
             extra=(extras.rotary_dims(64),),
@@ -276,31 +280,19 @@ DEFAULTS: dict[str, Defaults] = {
         ),
         Defaults(
             "cohere",
-            interleaved=True,
-            eps_key="layer_norm_eps",
-            eps=1e-5,
-            positions=8192,
-            tied=True,
             theta=500_000.0,
-            parallel=True,
             parts={"qk_norm": "use_qk_norm"},
             extra=(extras.cohere,),
-            **_ATTENTION_BIAS,
+            **_COHERE,
         ),
         Defaults(
             "cohere2",
-            interleaved=True,
-            eps_key="layer_norm_eps",
-            eps=1e-5,
-            positions=8192,
-            tied=True,
             windows="all but every nth",
             sliding_window=4096,
             full_every=4,
             full_every_key="sliding_window_pattern",
-            parallel=True,
             extra=(extras.cohere2,),
-            **_ATTENTION_BIAS,
+            **_COHERE,
         ),
         Defaults("granite", ffn_bias="mlp_bias", extra=(extras.granite,), **_ATTENTION_BIAS),
         Defaults(
@@ -321,26 +313,19 @@ DEFAULTS: dict[str, Defaults] = {
             extra=(extras.smollm3,),
             **_ATTENTION_BIAS,
         ),
-        Defaults(
-            "glm",
-            interleaved=True,
-            kv_heads=2,
-            head_dim=128,
-            positions=131_072,
-            eps=1.5625e-07,
-            partial_rotary=0.5,
-            qkv_bias=("attention_bias", True),
-        ),
-        Defaults(
-            "glm4",
-            interleaved=True,
-            norms="both",
-            kv_heads=2,
-            head_dim=128,
-            positions=131_072,
-            eps=1.5625e-07,
-            partial_rotary=0.5,
-            qkv_bias=("attention_bias", True),
+        *(
+            Defaults(
+                kind,
+                interleaved=True,
+                norms=norms,
+                kv_heads=2,
+                head_dim=128,
+                positions=131_072,
+                eps=1.5625e-07,
+                partial_rotary=0.5,
+                qkv_bias=("attention_bias", True),
+            )
+            for kind, norms in _GLM.items()
         ),
         Defaults(
             "chatglm",
@@ -357,14 +342,19 @@ DEFAULTS: dict[str, Defaults] = {
         Defaults(
             "deepseek_v2",
             interleaved=True,
-            extra=(mixtures.deepseek(1536, 64, 6, mixtures.deepseek_v2_routing),),
+            ffn_bias="mlp_bias",
+            extra=(mixtures.deepseek(Experts(64, 6, 1407, 2 * 1407), mixtures.deepseek_v2_routing),),
             **_ATTENTION_BIAS,
         ),
         Defaults(
             "deepseek_v3",
             interleaved=("rope_interleave", True),
             positions=4096,
-            extra=(mixtures.deepseek(1536, 256, 8, mixtures.deepseek_v3_routing),),
+            extra=(
+                mixtures.deepseek(
+                    Experts(256, 8, 2048, 2048), mixtures.deepseek_v3_routing, dense_layers=3, mtp_layers=1
+                ),
+            ),
             **_ATTENTION_BIAS,
         ),
         Defaults(
@@ -374,6 +364,7 @@ DEFAULTS: dict[str, Defaults] = {
             positions=131_072,
             eps=1e-5,
             theta=150_000.0,
+            rope=_GPT_OSS_ROPE,
             windows="all but every nth",
             sliding_window=128,
             full_every=2,

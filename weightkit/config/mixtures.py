@@ -48,27 +48,29 @@ def qwen_moe(count: int, per_token: int, ffn: int, shared_ffn: int) -> Extra:
     return extra
 
 
-def deepseek(q_rank: int | None, experts: int, per_token: int, routing: Callable[[Reader, int], Routing]) -> Extra:
-    """Latent attention, and experts after the first few layers."""
+def deepseek(
+    experts: Experts, routing: Callable[[Reader, int], Routing], *, dense_layers: int = 0, mtp_layers: int = 0
+) -> Extra:
+    """Latent attention, and experts after the first few layers. `experts` is what an absent key means."""
 
     def extra(read: Reader, fields: Fields) -> Fields:
-        rank = read.values.get("q_lora_rank", q_rank)
+        rank = read.values.get("q_lora_rank", 1536)
         latent = Latent(
-            q_rank=0 if rank is None else read.size("q_lora_rank", default=q_rank),
+            q_rank=0 if rank is None else read.size("q_lora_rank", default=1536),
             kv_rank=read.size("kv_lora_rank", default=512),
             nope=read.size("qk_nope_head_dim", default=128),
             rope=read.size("qk_rope_head_dim", default=64),
             value=read.size("v_head_dim", default=128),
         )
-        number = read.size("n_routed_experts", "num_local_experts", default=experts, most=1 << 16)
-        width = read.size("moe_intermediate_size", default=1407)
-        first = read.size("first_k_dense_replace", default=0, least=0)
+        number = read.size("n_routed_experts", "num_local_experts", default=experts.count, most=1 << 16)
+        width = read.size("moe_intermediate_size", default=experts.ffn)
+        first = read.size("first_k_dense_replace", default=dense_layers, least=0)
         every = read.size("moe_layer_freq", default=1)
         moe = Experts(
             number,
-            _per_token(read, per_token, number),
+            _per_token(read, experts.per_token, number),
             width,
-            width * read.size("n_shared_experts", default=1, least=0),
+            width * read.size("n_shared_experts", default=experts.shared_ffn // experts.ffn, least=0),
             tuple(layer < first or layer % every != 0 for layer in range(fields["layers"])),
             routing(read, number),
         )
@@ -80,7 +82,7 @@ def deepseek(q_rank: int | None, experts: int, per_token: int, routing: Callable
             "head_dim": latent.nope + latent.rope,
             "rope": rotated,
             "attention_scale": (latent.nope + latent.rope) ** -0.5 * _temperature(rotated) ** 2,
-            "mtp_layers": read.size("num_nextn_predict_layers", default=0, most=64, least=0),
+            "mtp_layers": read.size("num_nextn_predict_layers", default=mtp_layers, most=64, least=0),
             "parts": fields["parts"] | straight,
         }
 

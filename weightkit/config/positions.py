@@ -17,7 +17,7 @@ _PARTIAL = ("partial_rotary_factor", "rotary_pct")
 
 def rope(read: Reader, positions: int, head_dim: int, defaults: Defaults) -> Rope:
     """transformers' rope_parameters (v5) or rope_scaling + rope_theta (before, and first), in one form."""
-    key, block = _blocks(read)
+    key, block = _blocks(read, defaults)
     return _rope(read, Reader(block.get(FULL, block), f"{read.where}: {key}"), positions, head_dim, defaults)
 
 
@@ -25,22 +25,23 @@ def window_rope(read: Reader, full: Rope, positions: int, head_dim: int, default
     """The rope of layers with a sliding window, where it is not that of the others."""
     if defaults.window_rope == "same":
         return None
-    key, block = _blocks(read)
+    key, block = _blocks(read, defaults)
     if SLIDING in block:
         found = _rope(read, Reader(block[SLIDING], f"{read.where}: {key}"), positions, head_dim, defaults)
         given = "rope_theta" in block[SLIDING]
     else:
-        found, given = Rope(theta=full.theta, dims=full.dims, interleaved=full.interleaved), False
+        unscaled = Rope(theta=full.theta, dims=full.dims, interleaved=full.interleaved, original_positions=positions)
+        found, given = unscaled, False
     if defaults.window_rope == "own theta" and not given:
         return replace(found, theta=read.positive("rope_local_base_freq", default=10_000.0))
     return found
 
 
-def _blocks(read: Reader) -> tuple[str, dict[str, Any]]:
+def _blocks(read: Reader, defaults: Defaults) -> tuple[str, dict[str, Any]]:
     """The object that says how positions are rotated, or one for each type of layer, and its key."""
     key, block = read.get("rope_scaling", "rope_parameters")
     if block is None:
-        return key, {}
+        return key, dict(defaults.rope)
     if not isinstance(block, dict):
         raise read.fail(f"{key} is {short(block)}, expected an object")
     if block and all(isinstance(value, dict) for value in block.values()):
