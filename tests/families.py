@@ -165,6 +165,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("granitemoe", {**LLAMA, "num_local_experts": 4}),
     "deepseek_v2": ("deepseek_v2", MLA),
     "deepseek_v2-lite": ("deepseek_v2", {**MLA, "q_lora_rank": None, "n_shared_experts": 2}),
+    "deepseek_v2-bias": ("deepseek_v2", {**MLA, "mlp_bias": True}),
     "deepseek_v3": ("deepseek_v3", MLA),
     "gpt_oss": ("gpt_oss", {**LLAMA, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "glm": ("glm", {**LLAMA, "head_dim": 16, "pad_token_id": 0}),

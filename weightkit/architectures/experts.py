@@ -71,7 +71,7 @@ def _deepseek(model_type: str, correction: Slots) -> Architecture:
             router(MLP + "gate"),
             *correction,
             *experts(MLP + "experts."),
-            *shared_expert(MLP + "shared_experts."),
+            *shared_expert(MLP + "shared_experts.", bias="ffn_bias"),
         ),
     )
     family = architecture(model_type, slots)

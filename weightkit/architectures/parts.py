@@ -251,7 +251,7 @@ def stacked_experts(gate_up: str, down: str, *, raw: bool = False, form: str = "
     )
 
 
-def shared_expert(name: str) -> tuple[Slot, ...]:
+def shared_expert(name: str, *, bias: str = "") -> tuple[Slot, ...]:
     """The expert that every token uses."""
     gate, up, down = (name + part for part in PARTS)
-    return gated(gate, up, down, when="shared_expert", at="layers.{layer}.ffn.shared", axis="shared_neuron")
+    return gated(gate, up, down, bias=bias, when="shared_expert", at="layers.{layer}.ffn.shared", axis="shared_neuron")
