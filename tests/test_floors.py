@@ -37,6 +37,7 @@ FLOORS = {
     "surgery": 4,
     "engine": 4,
     "effect": 5,
+    "running": 5,
     "model": 5,
     "report": 6,
     "cli": 7,

@@ -13,7 +13,8 @@ from weightkit.report import units
 from weightkit.report.tables import Column, table
 
 if TYPE_CHECKING:
-    from weightkit.model import Model, Token
+    from weightkit.model import Model
+    from weightkit.running import Token
 
 
 def run(

@@ -1,0 +1,138 @@
+"""Running: what a model says: logits, tables of tokens, texts. It is the part of Model that needs the engine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightkit.checkpoint import Checkpoint
+from weightkit.dtypes import Array
+from weightkit.errors import EngineError
+from weightkit.registry import Registry
+
+# Rooms above are entered where they are used: counting should not wait for the engine to load.
+if TYPE_CHECKING:
+    from weightkit.engine.forward import Engine
+    from weightkit.engine.generate import Sampling
+    from weightkit.engine.tokenizer import Tokenizer
+
+Ids = Sequence[int] | Sequence[Sequence[int]] | Array
+
+
+@dataclass(frozen=True)
+class Token:
+    """One candidate for the next token."""
+
+    token: str
+    id: int
+    logit: float
+    probability: float
+
+
+class Running:
+    """A checkpoint whose weights have addresses, and which is run."""
+
+    checkpoint: Checkpoint
+    registry: Registry
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The forward engine. Raises EngineError where the model cannot be run."""
+        from weightkit.engine.forward import Engine
+
+        for weight in self.registry.values():
+            _ = weight.stored  # raises where there is only a config.json
+        return Engine(self.registry)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises EngineError where there is none, FormatError where it is broken."""
+        from weightkit.engine.tokenizer import Tokenizer
+
+        raw = self.checkpoint.tokenizer()
+        if raw is None:
+            raise EngineError(
+                f"{self.checkpoint.folder}: no tokenizer.json, so text cannot be read; "
+                "give token ids instead (--ids 1,2,3)"
+            )
+        return Tokenizer(raw, self.checkpoint.tokenizer_path or self.checkpoint.path)
+
+    def ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """The token ids of a text; ids are given back as they are."""
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def logits(self, ids: Ids, *, decoder_ids: Ids | None = None) -> Array:
+        """Logits of the next token at every position: [tokens, vocab], or [batch, tokens, vocab].
+
+        Those of a masked language model say which token is at each position. A model with an encoder reads
+        `ids` with it, and the logits are those after each of `decoder_ids`; without them, after the token
+        that its decoder begins with.
+        """
+        engine = self.engine
+        array = engine.ids(ids)
+        if not engine.has_encoder:
+            logits = engine.logits(array)
+        else:
+            start = np.full((len(array), 1), engine.config.decoder_start)
+            answer = start if decoder_ids is None else engine.ids(decoder_ids)
+            logits = engine.logits(answer, source=engine.encode(array))
+        return logits if _is_batch(ids) else logits[0]
+
+    def next_tokens(self, prompt: str | Sequence[int], most: int = 10) -> list[Token]:
+        """The likeliest next tokens after a prompt, likeliest first."""
+        return self._table(self.logits(self._prompt_ids(prompt))[-1], most)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 40,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Continue a prompt: text for a text, ids for ids, the prompt included."""
+        from weightkit.engine.generate import Sampling
+
+        ids = self._prompt_ids(prompt)
+        ids += [token for token, _ in self.stream(ids, max_tokens, Sampling(temperature, top_k, seed))]
+        return self.tokenizer.decode(ids) if isinstance(prompt, str) else ids
+
+    def stream(
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[tuple[int, Array]]:
+        """The ids that follow a prompt, one by one, each with the logits [vocab] it was chosen from."""
+        from weightkit.engine.generate import generate
+
+        return generate(self.engine, ids, max_tokens, sampling)
+
+    def token_text(self, token_id: int) -> str:
+        """How a token reads; its number in brackets where there is no tokenizer."""
+        try:
+            return self.tokenizer.token(token_id)
+        except EngineError:
+            return f"<{token_id}>"
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        _ = self.engine  # that the model cannot be run at all is said first
+        ids = self.ids(prompt)
+        if not ids:
+            raise EngineError("the prompt is empty: give at least one token")
+        return ids
+
+    def _table(self, logits: Array, most: int) -> list[Token]:
+        from weightkit.engine.functions import softmax
+        from weightkit.engine.generate import require_finite
+
+        require_finite(logits)
+        probabilities = softmax(logits)
+        order = (-logits).argsort(kind="stable")[:most]
+        return [Token(self.token_text(int(i)), int(i), float(logits[i]), float(probabilities[i])) for i in order]
+
+
+def _is_batch(ids: Any) -> bool:
+    return getattr(ids, "ndim", 0) == 2 or (not hasattr(ids, "ndim") and len(ids) > 0 and hasattr(ids[0], "__len__"))
