@@ -17,7 +17,7 @@ from tests.by_hand import tokenizer
 from tests.tiny import CONFIGS, weights, write
 from weightkit.errors import AddressError
 
-NAMES = "Counts Diff Edit Effect Model WeightkitError diff measure noise open scale set zero".split()
+NAMES = "Counts Diff Edit Effect Model Trace WeightkitError diff measure noise open replace scale set zero".split()
 
 
 @pytest.fixture
@@ -63,13 +63,17 @@ def test_the_page_of_the_package_works(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     code = (wk.__doc__ or "").partition("import weightkit as wk")
     assert code[1]
-    text = (code[1] + code[2]).replace("The capital of France is Paris.", "w1 w2 w3")
+    text = (
+        (code[1] + code[2])
+        .replace("The capital of France is Paris.", "w1 w2 w3")
+        .replace("The capital of France is", "w1")
+    )
     exec(compile(text, "weightkit", "exec"), {})
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_the_page_of_the_design_works(model: wk.Model, tmp_path: Path) -> None:
-    """Every line of it that this version has; `trace` and `patch` come later."""
+    """Every line of it that this version has; `patch` comes later."""
     counts = model.counts()
     assert (counts.total, list(counts.frame())[:2]) == (
         sum(a.size for a in weights(CONFIGS["llama"]).values()),
@@ -89,6 +93,8 @@ def test_the_page_of_the_design_works(model: wk.Model, tmp_path: Path) -> None:
     assert logits.dtype == np.float32
     assert logits.shape == (3, 97)
     assert model.generate("w1 w2", max_tokens=40).startswith("w1 w2 ")
+    traced = model.trace("w1 w2", capture=["layers.*.attn.pattern", "layers.*.out"])
+    assert traced["layers.2.attn.pattern"].shape == (4, 2, 2)
 
 
 def test_a_model_never_changes(model: wk.Model) -> None:

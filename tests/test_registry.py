@@ -411,3 +411,13 @@ def test_a_config_that_contradicts_the_weights(tmp_path: Path, changes: dict[str
     alone = open_registry(open_checkpoint(folder / "model.safetensors"))  # which may be of another model
     assert words in alone.notes[0]
     assert all(address.startswith("name:") for address in alone)
+
+
+def test_layers_of_any_stack_count_from_the_end(tmp_path: Path) -> None:
+    """The encoder of this T5 has 2 layers, its decoder 3."""
+    from tests.test_families import write
+
+    registry = open_registry(open_checkpoint(write(tmp_path, "t5")))
+    for pattern, layers in (("encoder.layers.-1", "1"), ("decoder.layers.-1", "2"), ("decoder.layers.1:", "12")):
+        found = registry.select(f"{pattern}.attn.q")
+        assert [s.weight.address for s in found] == [f"{pattern.partition('.')[0]}.layers.{i}.attn.q" for i in layers]

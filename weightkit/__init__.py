@@ -9,6 +9,7 @@ edited = model.apply(wk.zero("layers.0.attn[head=3]"))
 wk.diff(model, edited)
 wk.measure(model, edited, texts=["The capital of France is Paris."])
 edited.save("out/")
+model.trace("The capital of France is", capture=["layers.*.attn.pattern"])
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from weightkit.analysis.compare import Diff as Diff
     from weightkit.analysis.counts import Counts as Counts
+    from weightkit.effect.changes import replace as replace
     from weightkit.effect.measure import Effect as Effect
+    from weightkit.effect.trace import Trace as Trace
     from weightkit.errors import WeightkitError as WeightkitError
     from weightkit.model import Model as Model
     from weightkit.model import diff as diff
@@ -40,11 +43,13 @@ _HOMES = {
     "Edit": ("surgery.edits", "Edit"),
     "Effect": ("effect.measure", "Effect"),
     "Model": ("model", "Model"),
+    "Trace": ("effect.trace", "Trace"),
     "WeightkitError": ("errors", "WeightkitError"),
     "diff": ("model", "diff"),
     "measure": ("model", "measure"),
     "noise": ("surgery.edits", "noise"),
     "open": ("model", "open_model"),
+    "replace": ("effect.changes", "replace"),
     "scale": ("surgery.edits", "scale"),
     "set": ("surgery.edits", "set_to"),
     "zero": ("surgery.edits", "zero"),
@@ -55,11 +60,13 @@ __all__ = [
     "Edit",
     "Effect",
     "Model",
+    "Trace",
     "WeightkitError",
     "diff",
     "measure",
     "noise",
     "open",
+    "replace",
     "scale",
     "set",
     "zero",

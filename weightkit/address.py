@@ -86,16 +86,22 @@ def path_matches(pattern: tuple[Segment, ...], path: tuple[Segment, ...], is_wei
     return len(pattern) == len(path) or pattern[-1] == "*" or not is_weight(len(pattern))
 
 
-def resolve_ends(pattern: tuple[Segment, ...], layers: int) -> tuple[Segment, ...]:
-    """Layer numbers and ranges that count from the end, or have no end, made absolute."""
-    if len(pattern) < 2 or pattern[0] != "layers":
+def resolve_ends(pattern: tuple[Segment, ...], layers: Callable[[str], int]) -> tuple[Segment, ...]:
+    """Layer numbers and ranges that count from the end, or have no end, made absolute.
+
+    `layers` tells how many there are in a stack: "" the model's own, or "encoder", "decoder", "vision".
+    """
+    if "layers" not in pattern[:2]:
         return pattern
-    at = pattern[1]
+    place = pattern.index("layers") + 1
+    if len(pattern) == place:
+        return pattern
+    at, count = pattern[place], layers(str(pattern[0]) if place == 2 else "")
     if isinstance(at, int) and at < 0:
-        at += layers
+        at += count
     elif isinstance(at, slice):
-        at = slice(*at.indices(layers))
-    return (pattern[0], at, *pattern[2:])
+        at = slice(*at.indices(count))
+    return (*pattern[:place], at, *pattern[place + 1 :])
 
 
 def split_path(address: str) -> tuple[Segment, ...]:

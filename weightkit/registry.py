@@ -146,7 +146,7 @@ class Registry(Mapping[str, Weight]):
                 near = _nearest_name(address.name, self.by_name)
                 raise AddressError(f"name:{address.text}: no tensor in the files has this name{near}")
             return found, address.index
-        path = resolve_ends(address.path, self.config.layers if self.config else 0)
+        path = resolve_ends(address.path, self.config.stack if self.config else lambda _: 0)
         found = [
             weight
             for key, weight in self._weights.items()

@@ -168,6 +168,11 @@ class Config:
             return not self.has(part[1:])
         return part in self.parts or getattr(self, part, False) is True
 
+    def stack(self, name: str) -> int:
+        """How many layers are in a stack: "" or "encoder", "decoder", "vision"."""
+        others = {"decoder": self.decoder_layers, "vision": self.vision.layers if self.vision else 0}
+        return others.get(name, self.layers)
+
     def window(self, layer: int) -> int | None:
         """The keys that a query of a layer sees, or None for all."""
         return self.windows[layer] if layer < len(self.windows) else None

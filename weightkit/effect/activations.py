@@ -27,22 +27,23 @@ def matching(engine: Engine, pattern: str) -> tuple[list[str], Address]:
     Raises AddressError where it names none, with the nearest that there is.
     """
     known, address = activations(engine), parse(pattern)
-    path = resolve_ends(address.path, engine.config.layers)
-    found = [name for name in known if path_matches(path, split_path(name), known.__contains__)] if path else []
-    exact = [name for name in found if len(split_path(name)) == len(path)]
+    path = resolve_ends(address.path, engine.config.stack)
+    found = [name for name in known if path_matches(path, split_path(name), lambda _: False)] if path else []
     if not found or address.name is not None:
         close = nearest(str(replace(address, index=())), sorted(known))
         raise AddressError(f"{pattern}: no activation of this model has this address{close}")
-    return exact or found, address
+    return found, address
 
 
 def _all(engine: Engine) -> Iterator[tuple[str, Axes]]:
     config = engine.config
     if engine.has_encoder:
+        yield "encoder.embed", STREAM
         for layer in range(config.layers):
             yield from _layer(engine, f"encoder.layers.{layer}", layer)
-    yield "embed", STREAM
+        yield "encoder.norm", STREAM
     prefix, layers = ("decoder.", config.decoder_layers) if engine.has_encoder else ("", config.layers)
+    yield f"{prefix}embed", STREAM
     for layer in range(layers):
         yield from _layer(engine, f"{prefix}layers.{layer}", layer)
     yield f"{prefix}norm", STREAM
@@ -63,6 +64,8 @@ def _layer(engine: Engine, at: str, layer: int) -> Iterator[tuple[str, Axes]]:
         else:
             yield f"{at}.ffn.router", ("position", "expert")
             yield f"{at}.ffn.experts", CHOICES
+            if config.experts is not None and config.experts.shared_ffn:
+                yield from ((f"{at}.ffn.shared.{what}", NEURONS) for what in ("pre", "post"))
         yield f"{at}.ffn.out", STREAM
     yield f"{at}.out", STREAM
 

@@ -94,7 +94,7 @@ class _Streams:
         return x
 
     def wants(self, address: str) -> bool:
-        return address == "embed" or re.fullmatch(r"(decoder\.)?layers\.\d+\.out", address) is not None
+        return re.fullmatch(r"(decoder\.)?(embed|layers\.\d+\.out)", address) is not None
 
 
 def _windows(ids: Sequence[int], most: int) -> Iterator[Sequence[int]]:

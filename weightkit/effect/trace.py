@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 
-from weightkit.address import Address
 from weightkit.dtypes import Array
-from weightkit.effect.activations import CHOICES, Axes, activations, matching
+from weightkit.effect.activations import Axes, activations, matching
+from weightkit.effect.changes import Applied, Change, Replacement, applied
+from weightkit.engine.attention import MOST_SCORES
 from weightkit.engine.cache import Cache
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32
@@ -20,42 +20,30 @@ from weightkit.parallel import Progress
 
 STEP = 256  # tokens that run at a time
 
-Sink = Callable[
-    [str, Axes, Array, int], None
-]  # address, axes, activation without the batch, position of its first token
+# Takes an address, its axes, the activation of some tokens, without a batch, and the position of the first of them.
+Sink = Callable[[str, Axes, Array, int], None]
 
 
 @dataclass(frozen=True)
-class Change:
-    """What is done to an activation during the run: set to zero, scaled, or replaced.
+class Text:
+    """What runs through a model: token ids, and those of its decoder where it has an encoder to read the first."""
 
-    An address may have an index by axis, `layers.3.attn.heads[head=2]`; the rest stays as it is.
-    """
-
-    address: str
-    how: Literal["zero", "scale", "replace"] = "zero"
-    value: Any = 0.0  # the factor, or the array in its place, of the shape of what the address names
-
-    def applied(self, x: Array, index: tuple[slice, ...]) -> Array:
-        """The activation, changed where the index says."""
-        x = x.copy()
-        if 0 in x[index].shape and 0 not in x.shape:
-            raise AddressError(f"{self.address}: selects nothing of an activation of {list(x.shape)}")
-        try:
-            x[index] = x[index] * np.float32(self.value) if self.how == "scale" else np.asarray(self.value, np.float32)
-        except ValueError:
-            shape = list(np.shape(self.value))
-            raise EngineError(f"{self.address}: an array of {shape} cannot replace {list(x[index].shape)}") from None
-        return x
+    ids: list[int]
+    decoder_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class Trace(Mapping[str, Array]):
-    """The activations that were captured, each with the axes that `axes` names; and the ids of the text."""
+    """The activations that were captured, by address, each with the axes that `axes` names; and the text."""
 
-    ids: list[int]
+    text: Text
     axes: dict[str, Axes] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> list[int]:
+        """The token ids of the text."""
+        return self.text.ids
 
     @property
     def logits(self) -> F32:
@@ -72,25 +60,44 @@ class Trace(Mapping[str, Array]):
         return len(self.arrays)
 
 
-def trace(engine: Engine, ids: Sequence[int], capture: Sequence[str] = (), changes: Sequence[Change] = ()) -> Trace:
-    """Run a model on one text and keep the activations that patterns such as `layers.*.out` name.
+def text_of(engine: Engine, ids: Sequence[int], decoder_ids: Sequence[int] | None = None) -> Text:
+    """A text for a model; the decoder beside an encoder has its first token, unless there are ids for it.
 
-    The logits are kept too. Raises AddressError for a pattern that names nothing.
+    Raises EngineError for ids that are not in the vocabulary, for several texts, and for ids of a decoder beside none.
+    """
+    if decoder_ids is not None and not engine.has_encoder:
+        raise EngineError("this model has no encoder: its only ids are those of the text")
+    if engine.has_encoder and decoder_ids is None:
+        decoder_ids = [engine.config.decoder_start]
+    return Text(_one(engine, ids), None if decoder_ids is None else _one(engine, decoder_ids))
+
+
+def _one(engine: Engine, ids: Sequence[int]) -> list[int]:
+    array = engine.ids(ids)
+    if len(array) != 1:
+        raise EngineError(f"a trace is of one text, not of {len(array)}")
+    return [int(i) for i in array[0]]
+
+
+def trace(engine: Engine, text: Text, capture: Sequence[str] = (), changes: Sequence[Change] = ()) -> Trace:
+    """Run a model on one text and keep the activations that patterns such as `layers.*.out` name, and the logits.
+
+    Raises AddressError for a pattern that names nothing.
     """
     parts: dict[str, list[Array]] = defaultdict(list)
     axes: dict[str, Axes] = {}
 
     def keep(address: str, names: Axes, x: Array, _start: int) -> None:
-        parts[address].append(x)
+        parts[address].append(x.copy())
         axes[address] = names
 
-    record(engine, ids, [*capture, "logits"], changes, keep)
+    record(engine, text, [*capture, "logits"], keep, changes=changes)
     arrays = {address: _joined(found, axes[address]) for address, found in parts.items()}
-    return Trace(list(ids), axes, arrays)
+    return Trace(text, axes, arrays)
 
 
 def _joined(parts: list[Array], axes: Axes) -> Array:
-    """The steps of a run, one after another; the patterns of earlier ones are wider by keys not yet there."""
+    """The steps of a run, one after another; the patterns of earlier ones lack the keys that were yet to come."""
     if len(parts) == 1:
         return parts[0]
     if "key" in axes:
@@ -101,56 +108,61 @@ def _joined(parts: list[Array], axes: Axes) -> Array:
 
 def record(
     engine: Engine,
-    ids: Sequence[int],
+    text: Text,
     capture: Sequence[str],
-    changes: Sequence[Change],
     sink: Sink,
+    *,
+    changes: Sequence[Change] = (),
     progress: Progress | None = None,
 ) -> None:
-    """Run a model on one text, giving what is captured to `sink` as it passes by, some tokens at a time."""
-    array = engine.ids(ids)
-    if len(array) != 1:
-        raise EngineError(f"a trace is of one text, not of {len(array)}")
-    recorder = _Recorder(engine, capture, changes, array.shape[1], sink)
-    if engine.has_encoder:
-        source = engine.encode(array, recorder)
-        recorder.tokens = 1
-        engine.logits([[engine.config.decoder_start]], source=source, tap=recorder)
+    """Run a model on one text, some tokens at a time, and give what is captured to `sink` as it passes by.
+
+    What `sink` is given is only lent: it copies what it keeps.
+    """
+    recorder = _Recorder(engine, text, capture, changes, sink)
+    if text.decoder_ids is not None:
+        source = engine.encode(text.ids, recorder)
+        engine.run(text.decoder_ids, recorder, source=source)
         return
-    in_steps = engine.runs_in_steps(array.shape[1]) and not any(change.how == "replace" for change in changes)
-    step = STEP if in_steps else array.shape[1]
+    total = len(text.ids)
+    # An array that replaces an activation is that of the whole text.
+    at_once = not engine.runs_in_steps(total) or any(isinstance(change, Replacement) for change in changes)
+    step = total if at_once else recorder.most_at_a_time(engine.config.heads, engine.config.vocab)
     cache = Cache()
-    for start in range(0, array.shape[1], step):
+    for start in range(0, total, step):
         recorder.start = start
-        engine.logits(array[:, start : start + step], cache, tap=recorder)
+        engine.run(text.ids[start : start + step], recorder, cache)
         if progress is not None:
-            progress(min(start + step, array.shape[1]), array.shape[1])
+            progress(min(start + step, total), total)
 
 
 class _Recorder:
     """A tap that changes activations and passes on those that are captured."""
 
     def __init__(
-        self, engine: Engine, capture: Sequence[str], changes: Sequence[Change], tokens: int, sink: Sink
+        self, engine: Engine, text: Text, capture: Sequence[str], changes: Sequence[Change], sink: Sink
     ) -> None:
         self.start = 0  # the position of the first token of this step
-        self.tokens = tokens
+        self._text = text
         self._axes = activations(engine)
-        self._captured: set[str] = set()
-        self._changes: dict[str, list[tuple[Change, Address]]] = defaultdict(list)
         self._sink = sink
-        for pattern in capture:
-            found, address = matching(engine, pattern)
-            if address.index:
-                raise AddressError(f"{pattern}: all of an activation is captured; leave out the index")
-            self._captured.update(found)
+        self._captured = {name for pattern in capture for name in _captured(engine, pattern)}
+        self._changes: dict[str, list[Applied]] = defaultdict(list)
         for change in changes:
             found, address = matching(engine, change.address)
             for name in found:
-                if self._axes[name] == CHOICES:
-                    raise AddressError(f"{change.address}: {name} can be seen, not changed")
-                _slices(address, self._axes[name], tokens)  # raises where the index does not fit
-                self._changes[name].append((change, address))
+                self._changes[name].append(applied(change, address, self._axes[name], self._tokens(name)))
+
+    def _tokens(self, name: str) -> int:
+        decoder = self._text.decoder_ids
+        return len(self._text.ids if decoder is None or name.startswith("encoder.") else decoder)
+
+    def most_at_a_time(self, heads: int, vocab: int) -> int:
+        """Tokens that can run at a time: all their scores, and their logits, are there at once where they are seen."""
+        patterns = (
+            heads * len(self._text.ids) if any(self.wants(n) for n, axes in self._axes.items() if "key" in axes) else 1
+        )
+        return max(1, min(STEP, MOST_SCORES // max(patterns, vocab if self.wants("logits") else 1)))
 
     def wants(self, address: str) -> bool:
         return address in self._captured or address in self._changes
@@ -160,39 +172,15 @@ class _Recorder:
             return x
         axes = self._axes[address]
         inner = x[0] if x.ndim > len(axes) else x  # without the batch
-        for change, name in self._changes.get(address, ()):
-            index = _slices(name, axes, self.tokens)
-            here = self._here(index, axes, inner.shape)
-            if here is not None:
-                inner = change.applied(inner, here)
+        for change in self._changes.get(address, ()):
+            inner = change(inner, self.start)
         if address in self._captured:
-            self._sink(address, axes, inner.copy(), self.start)
+            self._sink(address, axes, inner, self.start)
         return inner.reshape(x.shape)
 
-    def _here(self, index: tuple[slice, ...], axes: Axes, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
-        """The index, its positions counted from the first token of this step; None where none of them is in it."""
-        place = axes.index("position")
-        first, last, step = index[place].indices(self.tokens)
-        span = range(first, last, step)
-        inside = [at - self.start for at in span if self.start <= at < self.start + shape[place]]
-        if span and not inside:
-            return None
-        here = slice(inside[0], inside[-1] + 1, step) if inside else slice(0, 0)
-        return (*index[:place], here, *index[place + 1 :])
 
-
-def _slices(address: Address, axes: Axes, tokens: int) -> tuple[slice, ...]:
-    """What an index by axis names takes of an activation. Raises AddressError for an axis that it has not."""
-    result = [slice(None)] * len(axes)
-    for place, item in enumerate(address.index):
-        axis = axes[place] if item.axis is None and place < len(axes) else item.axis
-        if axis not in axes:
-            raise AddressError(f"{address}: this activation has no axis {axis}; its axes are {', '.join(axes)}")
-        if isinstance(item.at, str):
-            raise AddressError(f"{address}: an index is a number or a range such as 2:5")
-        at = item.at
-        if isinstance(at, int):
-            at = at + tokens if at < 0 and axis == "position" else at
-            at = slice(at, at + 1 or None)
-        result[axes.index(axis)] = at
-    return tuple(result)
+def _captured(engine: Engine, pattern: str) -> list[str]:
+    found, address = matching(engine, pattern)
+    if address.index:
+        raise AddressError(f"{pattern}: all of an activation is captured; leave out the index")
+    return found

@@ -54,25 +54,21 @@ class Block:
             y = state_space.mix(self.norm(x, f"{at}.norm"), f"{at}.ssm", self.weights, sizes, state, self.activation)
             return run.tap(f"{at}.out", x + run.tap(f"{at}.ssm.out", y))
 
-        def attend(normed: F32) -> F32:
-            return run.tap(f"{at}.attn.out", self._attend(normed, f"{at}.attn", layer, run))
-
-        def feed(normed: F32) -> F32:
-            return run.tap(f"{at}.ffn.out", self._feed_forward(normed, f"{at}.ffn", layer, run))
-
         if self.config.parallel:
             normed = self.norm(x, f"{at}.attn.norm")
             own = f"{at}.ffn.norm"
-            y = attend(normed) + feed(self.norm(x, own) if own in self.weights else normed)
-            return run.tap(f"{at}.out", x + y)
-        x = self._half(x, f"{at}.attn", attend)
+            attended = run.tap(f"{at}.attn.out", self._attend(normed, f"{at}.attn", layer, run))
+            fed = self._feed_forward(self.norm(x, own) if own in self.weights else normed, f"{at}.ffn", layer, run)
+            return run.tap(f"{at}.out", x + (attended + run.tap(f"{at}.ffn.out", fed)))
+        x = self._half(x, f"{at}.attn", lambda normed: self._attend(normed, f"{at}.attn", layer, run), run.tap)
         source = run.source
         if source is not None:
-            x = self._half(x, f"{at}.cross", lambda normed: self._cross(normed, source, f"{at}.cross", run))
-        return run.tap(f"{at}.out", self._half(x, f"{at}.ffn", feed))
+            x = self._half(x, f"{at}.cross", lambda normed: self._cross(normed, source, f"{at}.cross", run), run.tap)
+        x = self._half(x, f"{at}.ffn", lambda normed: self._feed_forward(normed, f"{at}.ffn", layer, run), run.tap)
+        return run.tap(f"{at}.out", x)
 
-    def _half(self, x: F32, at: str, f: Callable[[F32], F32]) -> F32:
-        """Half of a block, with its norms."""
+    def _half(self, x: F32, at: str, f: Callable[[F32], F32], tap: Tap) -> F32:
+        """Half of a block, with its norms. What it adds to the stream, normed and scaled, passes the tap as `out`."""
         where = self.config.norms
         normed = self.norm(x, f"{at}.norm") if where in ("before", "both") else x
         y = f(normed)
@@ -80,7 +76,7 @@ class Block:
             y = self.norm(y, f"{at}.post_norm")
         if self.config.residual_scale != 1:
             y = y * np.float32(self.config.residual_scale)
-        x = (normed if self.config.residual_normed else x) + y
+        x = (normed if self.config.residual_normed else x) + tap(f"{at}.out", y)
         return self.norm(x, f"{at}.post_norm") if where == "sum" else x
 
     def norm(self, x: F32, address: str) -> F32:
@@ -132,7 +128,7 @@ class Block:
             k = self._heads(source, f"{at}.k", self.config.heads)
             kept = run.cache.keep(at, k, self._heads(source, f"{at}.v", self.config.heads))
         how = Scores(self.config.attention_scale, causal=False)
-        return run.tap(f"{at}.out", self._output(run.tap(f"{at}.q", q), *kept, how, at, run))
+        return self._output(run.tap(f"{at}.q", q), *kept, how, at, run)
 
     def _output(self, q: F32, k: F32, v: F32, how: Scores, at: str, run: Run) -> F32:
         """Heads together: [b, heads, t, d] -> [b, t, width]."""

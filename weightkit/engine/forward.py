@@ -98,15 +98,22 @@ class Engine:
         with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             return self._head(self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap), tap)
 
+    def run(self, ids: Any, tap: Tap, cache: Cache | None = None, *, source: F32 | None = None) -> None:
+        """What `logits` does, for the sake of what passes the tap: logits are made only where it wants them."""
+        with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            x = self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap)
+            if tap.wants("logits"):
+                self._head(x, tap)
+
     def encode(self, ids: Any, tap: Tap = CLOSED) -> F32:
         """What the encoder of a model that has one makes of a text. [b, t] -> [b, t, width]"""
         ids = self.ids(ids)
         with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            x = self._embed(ids, 0)
+            x = tap("encoder.embed", self._embed(ids, 0))
             run = Run(Cache(), bias=self._relative("encoder.position", both_sides=True), causal=False, tap=tap)
             for layer in range(self.config.layers):
                 x = self.block(x, f"encoder.layers.{layer}", layer, run)
-            return self.block.norm(x, "encoder.norm")
+            return tap("encoder.norm", self.block.norm(x, "encoder.norm"))
 
     def _threads(self) -> AbstractContextManager[object]:
         """One BLAS thread for a small model: threads that wait for each other cost more than they bring."""
@@ -131,8 +138,8 @@ class Engine:
             source=source,
             tap=tap,
         )
-        x = tap("embed", self._embed(ids, len(cache)))
         at, layers = ("decoder.", self.config.decoder_layers) if self.has_encoder else ("", self.config.layers)
+        x = tap(f"{at}embed", self._embed(ids, len(cache)))
         for layer in range(layers):
             x = self.block(x, f"{at}layers.{layer}", layer, run)
         cache.ids = np.concatenate((cache.ids, ids), axis=1) if len(cache) else ids
