@@ -51,12 +51,16 @@ def _latent() -> tuple[Slots, Slots]:
         Slot(f"{at}.q_b", ATTENTION + "q_b_proj", Role.Q, ("query", "q_rank"), when="q_latent"),
     )
     kv = ATTENTION + "kv_a_proj_with_mqa"
+    both: dict[str, Any] = {"fused": kv_b, "every": "head", "form": "together"}
+    apart: dict[str, Any] = {"form": "apart", "foreign": True}  # as newer GGUF files have them
     keys = (
         Slot(f"{at}.kv_a", kv, Role.K, ("kv_rank", "residual"), bias="qkv_bias", fused=kv_a, part=0),
         Slot(f"{at}.k_rope", kv, Role.K, ("key_rope", "residual"), bias="qkv_bias", fused=kv_a, part=1),
         norm(f"{at}.kv_a.norm", ATTENTION + "kv_a_layernorm", axis="kv_rank"),
-        Slot(f"{at}.k_b", ATTENTION + "kv_b_proj", Role.K, ("key_nope", "kv_rank"), fused=kv_b, part=0, every="head"),
-        Slot(f"{at}.v_b", ATTENTION + "kv_b_proj", Role.V, ("value", "kv_rank"), fused=kv_b, part=1, every="head"),
+        Slot(f"{at}.k_b", ATTENTION + "kv_b_proj", Role.K, ("key_nope", "kv_rank"), part=0, **both),
+        Slot(f"{at}.v_b", ATTENTION + "kv_b_proj", Role.V, ("value", "kv_rank"), part=1, **both),
+        Slot(f"{at}.k_b", ATTENTION + "k_b_proj", Role.K, ("key_nope", "kv_rank"), **apart),
+        Slot(f"{at}.v_b", ATTENTION + "v_b_proj", Role.V, ("value", "kv_rank"), **apart),
     )
     return queries, keys
 
@@ -117,8 +121,11 @@ def _gpt_oss() -> Slots:
         Slot(f"{at}.down.bias", name + "down_proj_bias", Role.BIAS, ("residual",), **kept),
     )
     sinks = Slot("layers.{layer}.attn.sinks", ATTENTION + "sinks", Role.OTHER, ("each_head",), raw=True)
-    apart = stacked_apart(tuple(name + part for part in PARTS), form="apart", bias="always")  # as MLX has them
-    ffn = (router(MLP + "router", bias="always"), *weights, *biases, *down, *apart)
+    apart = stacked_apart(
+        tuple(name + part for part in PARTS), form="apart", bias="always"
+    )  # as MLX and GGUF have them
+    merged = stacked_experts(name + "gate_up_proj", name + "down_proj", form="merged", bias="always", foreign=True)
+    ffn = (router(MLP + "router", bias="always"), *weights, *biases, *down, *apart, *merged)
     return block(o=O, after_attention=(sinks,), ffn=ffn)
 
 
@@ -166,6 +173,7 @@ FAMILIES = (
                 router(MOE + "router.layer"),
                 *stacked_experts(MOE + "input_linear", MOE + "output_linear", form="stacked"),
                 *stacked_apart(tuple(MOE + "switch_mlp." + part for part in PARTS), form="switched"),
+                *stacked_apart(tuple(MOE + "experts." + part for part in ("w1", "w3", "w2")), form="apart"),
             )
         ),
         renamed=(

@@ -122,6 +122,20 @@ _GLM4: dict[str, Any] = {
     "after_attention": (norm("layers.{layer}.attn.post_norm", LAYER + "post_self_attn_layernorm"),),
     "after_ffn": (norm("layers.{layer}.ffn.post_norm", LAYER + "post_mlp_layernorm"),),
 }
+_PHI_QKV = (
+    *(replace(slot, form="apart") for slot in QKV),
+    *(replace(slot, form="together", foreign=True) for slot in fused_qkv(ATTENTION + "qkv_proj", bias="qkv_bias")),
+)
+
+
+def _norm_of_each(short: str, head: str) -> Slots:
+    """A norm for each head, in a tensor of its own or, in GGUF, all in one."""
+    at, name = f"layers.{{layer}}.attn.{short}.norm.{head}", f"{ATTENTION}{short}_layernorm"
+    own = norm(at, f"{name}.norms.{head}", axis="head_dim", when="qk_norm")
+    stack = replace(own, name=name, stacked=True, foreign=True, each=own.name, form="stacked")
+    return replace(own, form="each"), stack
+
+
 _GATE_UP = fused_gate_up(MLP + "gate_up_proj", MLP + "down_proj")
 LAYER_NORMS = norms(bias="always")
 
@@ -135,6 +149,7 @@ FAMILIES = (
         "phi",
         without(
             block(
+                qkv=_PHI_QKV,
                 qk_norm=qk_norms(
                     "head_dim", "head_dim", names=("q_layernorm", "k_layernorm"), when="qk_norm", bias="always"
                 ),
@@ -154,20 +169,7 @@ FAMILIES = (
     architecture(
         "stablelm",
         block(
-            qk_norm=(
-                norm(
-                    "layers.{layer}.attn.q.norm.{head}",
-                    ATTENTION + "q_layernorm.norms.{head}",
-                    axis="head_dim",
-                    when="qk_norm",
-                ),
-                norm(
-                    "layers.{layer}.attn.k.norm.{kv_head}",
-                    ATTENTION + "k_layernorm.norms.{kv_head}",
-                    axis="head_dim",
-                    when="qk_norm",
-                ),
-            ),
+            qk_norm=(*_norm_of_each("q", "{head}"), *_norm_of_each("k", "{kv_head}")),
             own_norms=(
                 LAYER_NORMS[0],
                 replace(LAYER_NORMS[1], when="!parallel"),

@@ -92,6 +92,7 @@ BUFFERS = (
     r"(^|\.)(attn|(cross)?attention)\.(attention\.)?(masked_)?bias$",
     r"(^|\.)embeddings\.position_ids$",
     r"(^|\.)decoder\.version$",
+    r"^rope_(freqs|factors_long|factors_short)\.weight$",
 )
 
 
@@ -227,6 +228,7 @@ def experts(
         *stacked_experts(name + "gate_up_proj", name + "down_proj", raw=True, form="stacked"),
         *stacked_apart(in_gguf, form="apart", each=own),
         *stacked_apart(in_mlx, form="switched", each=own),
+        *stacked_experts(name + "gate_up_proj", name + "down_proj", form="together", foreign=True),  # in newer GGUF
     )
 
 
@@ -239,11 +241,14 @@ def stacked_apart(
     return tuple(replace(s, stacked=True, foreign=True, each=own) for s, own in zip(slots, each, strict=True))
 
 
-def stacked_experts(gate_up: str, down: str, *, raw: bool = False, form: str = "") -> tuple[Slot, ...]:
+def stacked_experts(
+    gate_up: str, down: str, *, raw: bool = False, form: str = "", bias: str = "", foreign: bool = False
+) -> tuple[Slot, ...]:
     """The experts of a layer in two tensors: [expert, gate and up, residual] and [expert, residual, neuron]."""
     both = ("expert_neuron", "expert_neuron")
     matrix = ("expert_neuron", "residual")
     kept: dict[str, Any] = {"when": "experts", "raw": raw, "stacked": True, "either": True, "form": form}
+    kept |= {"bias": bias, "foreign": foreign}
     return (
         Slot(EXPERT + ".gate", gate_up, Role.GATE, matrix, fused=both, part=0, **kept),
         Slot(EXPERT + ".up", gate_up, Role.UP, matrix, fused=both, part=1, **kept),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from weightkit import packing
 from weightkit.architectures.parts import Architecture, Role
 from weightkit.assembly.names import Names
-from weightkit.assembly.slots import Item, expand, items_of, said
+from weightkit.assembly.slots import Item, expand, items_of, over, said
 from weightkit.assembly.ties import share_ties, tie_copies
 from weightkit.checkpoint import CONFIG, Checkpoint
 from weightkit.config import Config
@@ -27,7 +27,7 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
     Raises ConfigError where the config and the files contradict each other.
     """
     names = Names(checkpoint, architecture)
-    if names.actual and config.decoder_layers and not any(name.startswith("decoder.") for name in names.actual):
+    if names.actual and config.decoder_layers and not any(map(_DECODER.match, names.actual)):
         config = replace(config, decoder_layers=0)  # an encoder by itself
     items = items_of(architecture, config, gguf=checkpoint.format == "gguf")
     if checkpoint.format == "gguf":
@@ -59,19 +59,30 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
     )
 
 
+_DECODER = re.compile(r"(decoder|dec)\.")  # as Hugging Face and GGUF call it
+
+
 def _in_one_form(items: list[Item], config: Config, names: Names) -> list[Item]:
     """Where a family stores the same matrices in several ways, those of the way that these files have."""
-    forms = list(dict.fromkeys(item.slot.form for item in items if item.slot.form))
-    if not forms:
-        return items
-    seen: set[str] = set()
-    for item, fill in expand([item for item in items if item.slot.form], config, names.prefix):
-        name = said(item, fill)
-        if name in names.actual or packing.parts(name.removesuffix(".weight"), names.actual):
-            seen.add(item.slot.form)
+    formed = [item for item in items if item.slot.form]
+    chosen = {
+        thing: _form_of([item for item in formed if over(item.slot) == thing], config, names)
+        for thing in {over(item.slot) for item in formed}
+    }
+    return [item for item in items if item.slot.form in ("", chosen.get(over(item.slot)))]
+
+
+def _form_of(items: list[Item], config: Config, names: Names) -> str:
+    """The form of which most names are there; of none, or of equally many, the usual one."""
+    there = dict.fromkeys((item.slot.form for item in items), 0)
+    seen: set[int] = set()
+    for item, fill in expand(items, config, names.prefix):
+        if id(item) in seen:  # the first layer that has them tells, and the first expert
             break
-    form = next((form for form in forms if form in seen), forms[0])
-    return [item for item in items if item.slot.form in ("", form)]
+        seen.add(id(item))
+        name = said(item, fill)
+        there[item.slot.form] += name in names.actual or bool(packing.parts(name.removesuffix(".weight"), names.actual))
+    return max(there, key=there.__getitem__)
 
 
 def _ignored(checkpoint: Checkpoint, architecture: Architecture, config: Config, claimed: set[str]) -> dict[str, None]:
@@ -125,7 +136,7 @@ class _Builder:
         """Add one weight, with its tensor if there are files."""
         slot, layout = item.slot, item.layout
         if slot.stacked:
-            layout = replace(layout, index=int(fill["expert"]))
+            layout = replace(layout, index=int(fill[over(slot).strip("{}")]))
         name_said, address = said(item, fill), item.address.format_map(fill)
         name, source = self.actual.get(name_said, name_said), None
         if not self.checkpoint.names:

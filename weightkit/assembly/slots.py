@@ -88,6 +88,9 @@ def axes_of(config: Config) -> dict[str, Axis]:
     return axes
 
 
+_STACKS = {"{expert}": "expert", "{head}": "each_head", "{kv_head}": "each_kv_head"}  # of what there are stacks
+
+
 def _item(slot: Slot, axes: Mapping[str, Axis], bias: bool, gguf: bool) -> Item:
     own = tuple(axes[name] for name in slot.axes[: 1 if bias else None])
     transposed = slot.transposed and not gguf  # GGUF has every matrix as [out, in]
@@ -110,7 +113,7 @@ def _item(slot: Slot, axes: Mapping[str, Axis], bias: bool, gguf: bool) -> Item:
     stored = (out, *(axis.size for axis in own[1:])) if own else ()
     stored = stored[::-1] if transposed else stored
     if slot.stacked:
-        stored = (axes["expert"].count, *stored)
+        stored = (axes[_STACKS[over(slot)]].count, *stored)
         layout = replace(layout, index=0)
     return Item(slot, own, layout, stored, bias)
 
@@ -174,6 +177,8 @@ def items_of(architecture: Architecture, config: Config, *, gguf: bool) -> list[
     items = []
     for slot in architecture.slots:
         if slot.address.startswith("decoder.") and not config.decoder_layers:
+            continue
+        if gguf and slot.copies:  # it has nothing twice
             continue
         if slot.when not in ("", "dense", "experts", "shared_expert") and not config.has(slot.when):
             continue

@@ -25,7 +25,8 @@ def hf_names(architecture: str, layers: int, names: Iterable[str]) -> dict[str, 
 
 
 _NUMBER = re.compile(r"\.(\d{1,9})\.")  # the first in a name is that of its layer
-_ENDINGS = {"e_score_correction_bias": ".bias", "sinks": ".weight"}  # of names without one, which GGUF gives one
+_MERGED = (".experts.gate_up_proj.weight", ".experts.gate_up_proj.bias")
+_ENDINGS = (("e_score_correction_bias", "e_score_correction.bias"), (".sinks", ".sinks.weight"))  # GGUF gives them one
 
 
 @functools.cache
@@ -39,10 +40,15 @@ def _names(architecture: str) -> Callable[[str], str | None]:
     table = gguf.get_tensor_name_map(kind, 1)
 
     def find(name: str) -> str | None:
+        if name.endswith(_MERGED):  # newer than the table of most releases of the package
+            apart = find(name.replace("gate_up_proj", "gate_proj"))
+            return None if apart is None else apart.replace("ffn_gate_exps", "ffn_gate_up_exps")
+        for without, with_one in _ENDINGS:
+            name = name.removesuffix(without) + with_one if name.endswith(without) else name
         for known in (name, name.partition(".")[2]):  # some names are in the table without their prefix only
             said: str | None = table.get_name(known, try_suffixes=(".weight", ".bias"))
             if said is not None:
-                return said + _ENDINGS.get(name.rpartition(".")[2], "")
+                return said
         return None
 
     return find

@@ -45,6 +45,8 @@ def in_hf_order(tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> d
     if architecture in NORMS_PLUS_ONE:
         norms = {name: Changed(t, "minus one") for name, t in tensors.items() if name.endswith("norm.weight")}
         return {**tensors, **norms}
+    if architecture == "deepseek2":
+        return {name: _latent(tensor) for name, tensor in tensors.items()}
     if architecture == "mamba":
         return {name: _ssm(tensor) for name, tensor in tensors.items()}
     return dict(tensors)
@@ -205,4 +207,38 @@ def _ssm(tensor: Source) -> Source:
         return Changed(tensor, "log of minus")
     if tensor.name.endswith(".ssm_conv1d.weight") and len(tensor.shape) == 2:
         return Changed(tensor, "as it is", (tensor.shape[0], 1, tensor.shape[1]))
+    return tensor
+
+
+@dataclass(frozen=True)
+class Turned(Derived):
+    """A stack of matrices, each transposed, one below another: [n, in, out] as [n · out, in]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape as Hugging Face has it."""
+        count, height, width = self.base.shape
+        return count * width, height
+
+    def read(self, start: int, stop: int) -> Array:
+        """Stored elements `start` to `stop` in row-major order, as a new array."""
+        _, height, width = self.base.shape
+        size = height * width
+        result = np.empty(stop - start, self.dtype.stored)
+        for number in range(start // size, -(-stop // size)):
+            top = number * size
+            low, high = max(start, top), min(stop, top + size)
+            matrix = self.base.read(top, top + size).reshape(height, width)
+            result[low - start : high - start] = matrix.T.reshape(-1)[low - top : high - top]
+        return result
+
+
+def _latent(tensor: Source) -> Source:
+    """The keys and values of DeepSeek's latent attention, head by head in GGUF, the keys transposed."""
+    if len(tensor.shape) != 3 or 0 in tensor.shape:
+        return tensor
+    if tensor.name.endswith(".attn_k_b.weight"):
+        return Turned(tensor)
+    if tensor.name.endswith(".attn_v_b.weight"):
+        return Changed(tensor, "as it is", (tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
     return tensor
