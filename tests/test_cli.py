@@ -16,6 +16,8 @@ import pytest
 import weightkit as wk
 from tests.by_hand import tokenizer, write_file
 from tests.conftest import Cli
+from tests.test_families import write as write_family
+from tests.test_generate import masked
 from tests.tiny import CONFIGS, FAMILIES, weights, write
 from weightkit.analysis.statistics import Statistics
 from weightkit.cli.app import VERBS
@@ -171,6 +173,48 @@ def test_run_is_next_tokens(cli: Cli, pair: dict[str, Path]) -> None:
     assert generated["ids"] == model.generate([1, 2], 5)
     assert generated["text"] == model.generate("w1 w2", 5)
     assert cli("run", pair["A"], "w1 w2", "-n", 5).out == generated["text"] + "\n"
+
+
+def test_run_ends_where_generate_does(cli: Cli, tmp_path: Path) -> None:
+    folder = tokenizer(write(tmp_path, seed=4, eos_token_id=30))  # its text is w27 w94 w62 w51 w95 w34 w26 w30 …
+    text = "w5 w17 w42 w27 w94 w62 w51 w95 w34 w26"
+    assert cli("run", folder, "w5 w17 w42", "-n", 9).out == text + " w30\n"
+    assert cli("run", folder, "w5 w17 w42", "-n", 9, "--ignore-eos").out.startswith(text + " w30 w")
+    stopped = ["run", folder, "w5 w17 w42", "-n", 9, "--stop", "never", "--stop", "5 w34"]
+    assert cli(*stopped).out == "w5 w17 w42 w27 w94 w62 w51 w9\n"
+    found = cli(*stopped, "--json").json
+    assert (found["text"], found["prompt_tokens"]) == ("w5 w17 w42 w27 w94 w62 w51 w9", 3)
+    assert found["ids"] == [5, 17, 42, 27, 94, 62, 51, 95, 34]
+    drawn = ["--temperature", 2, "--top-k", 20, "--top-p", 0.6, "--seed", 3]
+    want = wk.open(folder).generate("w5", 9, temperature=2, top_k=20, top_p=0.6, seed=3)
+    assert cli("run", folder, "w5", "-n", 9, *drawn).out == want + "\n"
+    assert cli("run", folder, "w5", "-n", 9, "--top-p", 0).code == 2
+
+
+def test_run_at_the_last_position_has_no_table(cli: Cli, tmp_path: Path) -> None:
+    folder = write(tmp_path, "gpt2", n_positions=10)
+    found = cli("run", folder, "--ids", "1 2 3", "-n", 30, "--json").json
+    assert (len(found["ids"]), found["next"]) == (11, [])
+
+
+def test_run_fills_masks(cli: Cli, tmp_path: Path) -> None:
+    model = masked(tmp_path)
+    rows = [[dataclasses.asdict(row) for row in table] for table in model.fill("w7 [MASK] [MASK]", 3)]
+    found = cli("run", tmp_path, "w7 [MASK] [MASK]", "--top", 3, "--json").json
+    assert (found["ids"], found["next"], found["masks"]) == ([7, 96, 96], rows[0], rows)
+    lines = cli("run", tmp_path, "w7 [MASK] [MASK]", "--top", 3).out.splitlines()
+    assert [lines[0], lines[5], lines[6]] == ["mask 1 of 2", "", "mask 2 of 2"]
+    assert cli("run", tmp_path, "w7 [MASK]", "--top", 3).out.splitlines()[0] == lines[1]
+    assert "put [MASK]" in cli("run", tmp_path, "w7").err
+
+
+def test_run_of_a_model_with_an_encoder(cli: Cli, tmp_path: Path) -> None:
+    model = wk.open(tokenizer(write_family(tmp_path, "t5")))
+    want = model.generate("w5 w7", 4, ignore_eos=True)
+    assert cli("run", tmp_path, "w5 w7", "-n", 4, "--ignore-eos").out == want + "\n"
+    found = cli("run", tmp_path, "--ids", "5 7", "-n", 4, "--json").json
+    assert (found["text"], found["ids"]) == (want, model.generate([5, 7], 4))
+    assert found["next"][0]["id"] == model.generate([5, 7], 5)[-1]
 
 
 def test_measure_is_measure(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 import weightkit as wk
+from tests import test_families as families
 from tests import tiny
-from weightkit.engine.generate import Sampling, choose
-from weightkit.errors import EngineError
+from tests.by_hand import tokenizer
+from weightkit.engine.generate import Sampling, candidates, choose
+from weightkit.errors import ConfigError, EngineError
 
 F32 = NDArray[np.float32]
 PROMPT = [5, 17, 42]
@@ -55,6 +58,37 @@ def test_draws_have_the_distribution_of_the_logits(temperature: float, top_k: in
     assert not seen[p == 0].any()
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(1e-9, 1), (0.4, 1), (0.41, 2), (0.69, 2), (0.9, 3), (0.99, 4), (1.0, 5)])
+def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: int) -> None:
+    p = np.array([0.25, 0.05, 0.405, 0.001, 0.294])
+    ids, got = candidates(np.log(p).astype(np.float32), Sampling(1.0, None, top_p))
+    assert ids.tolist() == [2, 4, 0, 1, 3][:kept]
+    np.testing.assert_allclose(got, p[ids] / p[ids].sum(), rtol=1e-6)
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 50])
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 0.05])
+def test_the_distribution_is_that_of_transformers(
+    seed: int, temperature: float, top_k: int | None, top_p: float
+) -> None:
+    import torch
+    from transformers.generation import logits_process
+
+    logits = (3 * np.random.RandomState(seed).standard_normal(97)).astype(np.float32)
+    scores = logits_process.TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits[None]))
+    if top_k is not None:
+        scores = logits_process.TopKLogitsWarper(top_k)(None, scores)
+    scores = logits_process.TopPLogitsWarper(top_p)(None, scores)
+    ids, p = candidates(logits, Sampling(temperature, top_k, top_p))
+    got = np.zeros(97)
+    got[ids] = p
+    np.testing.assert_allclose(got, torch.softmax(scores.double(), -1)[0].numpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40, 1e-300])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     assert set(draws([0.0, 3.0, 2.9, -4.0], Sampling(temperature), 20)) == {1}
@@ -81,6 +115,9 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
         ({"temperature": float("inf")}, "temperature"),
         ({"top_k": 0}, "top_k is at least 1"),
         ({"top_k": -3}, "top_k is at least 1"),
+        ({"top_p": 0.0}, "top_p is a probability above 0"),
+        ({"top_p": 1.1}, "top_p is a probability above 0"),
+        ({"top_p": float("nan")}, "top_p is a probability above 0"),
         ({"temperature": 1.0, "seed": -1}, "seed"),
     ],
 )
@@ -135,6 +172,72 @@ def test_the_prompt_is_not_changed(model: wk.Model) -> None:
     prompt = list(PROMPT)
     model.generate(prompt, 5)
     assert prompt == PROMPT
+
+
+# ── where a text ends ────────────────────────────────────────────────────────────────────────────────
+
+
+def with_ends(folder: Path, config: Any, generation: Any = None) -> wk.Model:
+    """A model of the words a, w1, w2, …, whose files say what ends a text."""
+    tokenizer(tiny.write(folder, seed=4, eos_token_id=config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    return wk.open(folder)
+
+
+def words(ids: list[int]) -> str:
+    return " ".join(f"w{i}" if i else "a" for i in ids)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """The prompt and what that model writes after it; no id comes twice."""
+    ids: list[int] = with_ends(tmp_path_factory.mktemp("spoken"), None).generate(PROMPT, 8)
+    assert len(set(ids)) == len(ids)
+    return ids
+
+
+def test_a_text_ends_with_the_token_that_ends_texts(spoken: list[int], tmp_path: Path) -> None:
+    model = with_ends(tmp_path, spoken[6])
+    assert model.generate(words(PROMPT), 8) == words(spoken[:7])
+    assert model.generate(words(PROMPT), 8, ignore_eos=True) == words(spoken[:11])
+    assert model.generate(PROMPT, 8) == spoken[:11]  # ids are as many as were asked for
+    assert [i for i, _ in model.stream(PROMPT, 8, None, {spoken[5]})] == spoken[3:6]
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "length"),
+    [(6, None, 7), ([9, 5], None, 6), (6, 8, 9), (6, [96, 4], 5), (None, 7, 8), (None, None, 11), ([], None, 11)],
+)
+def test_the_generation_config_goes_before_the_config(
+    spoken: list[int], tmp_path: Path, config: Any, generation: Any, length: int
+) -> None:
+    def of_places(value: Any) -> Any:
+        return value if value is None else [of_places(v) for v in value] if isinstance(value, list) else place(value)
+
+    def place(value: int) -> int:
+        return spoken[value] if value < len(spoken) else value
+
+    model = with_ends(tmp_path, of_places(config), of_places(generation))
+    assert model.generate(words(PROMPT), 8) == words(spoken[:length])
+
+
+@pytest.mark.parametrize("bad", ["</s>", [1, None], 2.5, True, {}])
+def test_ends_that_are_no_ids(bad: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"generation_config.json: eos_token_id is neither"):
+        with_ends(tmp_path, 1, bad).generate("w1", 2)
+
+
+def test_a_stop_string_ends_a_text_across_tokens(spoken: list[int], tmp_path: Path) -> None:
+    model = with_ends(tmp_path, None)
+    whole = words(spoken)
+    stop = f"{spoken[5]} w{spoken[6]}"  # begins within a token
+    assert model.generate(words(PROMPT), 8, stop=stop) == whole[: whole.index(stop)]
+    assert model.generate(words(PROMPT), 8, stop=["not in it", stop]) == whole[: whole.index(stop)]
+    assert model.generate(words(PROMPT), 8, stop=words(PROMPT[:2])) == whole  # that is in the prompt
+    assert model.generate(PROMPT, 8, stop=stop) == spoken[:7]
+    with pytest.raises(EngineError, match="stop string is empty"):
+        model.generate("w1", 2, stop="")
 
 
 @pytest.mark.parametrize("length", [1, 9, 10])
@@ -196,3 +299,65 @@ def test_no_table_of_what_is_not_finite(tmp_path: Path) -> None:
     model = wk.open(tiny.write(tmp_path, tensors=tensors))
     with pytest.raises(EngineError, match="not finite"):
         model.next_tokens([1, 2])
+
+
+# ── models that do not continue a text ───────────────────────────────────────────────────────────────
+
+
+def masked(folder: Path, variant: str = "bert", mask: str = "[MASK]", **settings: Any) -> wk.Model:
+    """A masked language model of the words a, w1, w2, …, of which the last is the mask."""
+    tokenizer(families.write(folder, variant), 96)
+    path = folder / "tokenizer.json"
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens": [{"id": 96, "content": mask, **flags}]}))
+    if settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return wk.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("variant", "mask", "settings"),
+    [
+        ("bert", "[MASK]", {}),
+        ("roberta", "<mask>", {}),
+        ("distilbert", "<?>", {"mask_token": "<?>"}),
+        ("bert", "<?>", {"mask_token": {"content": "<?>", "lstrip": True}}),
+    ],
+)
+def test_each_mask_is_filled(variant: str, mask: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    model = masked(tmp_path, variant, mask, **settings)
+    logits = model.logits([7, 96, 9, 96])
+    first, second = model.fill(f"w7 {mask} w9{mask}", 4)
+    assert [row.id for row in first] == np.argsort(-logits[1])[:4].tolist()
+    assert [row.logit for row in second] == [logits[3, row.id] for row in second]
+    assert first == model.fill([7, 96, 9, 96], 4)[0]
+
+
+def test_a_masked_model_is_not_asked_for_what_comes_next(tmp_path: Path) -> None:
+    model = masked(tmp_path)
+    with pytest.raises(EngineError, match=r"put \[MASK\] where"):
+        model.fill("w7 w8")
+    for ask in (model.next_tokens, model.generate):
+        with pytest.raises(EngineError, match="does not continue a text"):
+            ask("w7 [MASK]")
+
+
+def test_a_model_that_continues_a_text_fills_no_mask(model: wk.Model) -> None:
+    with pytest.raises(EngineError, match="continues a text"):
+        model.fill(PROMPT)
+
+
+def test_no_mask_without_a_token_for_it(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no mask token"):
+        masked(tmp_path, mask="<other>").fill("w7")
+
+
+def test_a_model_with_an_encoder_gives_its_answer_alone(tmp_path: Path) -> None:
+    model = wk.open(tokenizer(families.write(tmp_path, "t5")))
+    written: list[int] = []
+    for _ in range(6):
+        written.append(int(np.argmax(model.logits([5, 7], decoder_ids=[0, *written])[-1])))
+    assert model.generate([5, 7], 6) == written
+    assert model.generate("w5 w7", 6, ignore_eos=True) == words(written)
+    table = model.next_tokens([5, 7], 3, decoder_ids=[0, *written])
+    assert table[0].id == model.generate([5, 7], 7)[-1]

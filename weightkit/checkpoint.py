@@ -24,6 +24,7 @@ from weightkit.tensor import Source
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
 INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})(\.[a-z0-9]+)")
@@ -95,6 +96,14 @@ class Checkpoint:
         makers = (shard.tokenizer for shard in self.shards if shard.tokenizer is not None)
         make = next(makers, None)
         return make() if make is not None else None
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """What tokenizer_config.json says, and special_tokens_map.json where that says nothing."""
+        return (self.beside("special_tokens_map.json") or {}) | (self.beside("tokenizer_config.json") or {})
+
+    def beside(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in a small file beside the weights; None where there is no such file."""
+        return _read_beside(self.folder, name)
 
     @property
     def nbytes(self) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightkit.checkpoint import Checkpoint
+from weightkit.checkpoint import GENERATION, Checkpoint
 from weightkit.dtypes import Array
-from weightkit.errors import EngineError
+from weightkit.errors import ConfigError, EngineError
 from weightkit.registry import Registry
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from weightkit.engine.forward import Engine
     from weightkit.engine.generate import Sampling
     from weightkit.engine.tokenizer import Tokenizer
+    from weightkit.engine.writing import Writing
 
 Ids = Sequence[int] | Sequence[Sequence[int]] | Array
 
@@ -61,7 +62,8 @@ class Running:
                 f"{self.checkpoint.folder}: no tokenizer.json, so text cannot be read; "
                 "give token ids instead (--ids 1,2,3)"
             )
-        return Tokenizer(raw, self.checkpoint.tokenizer_path or self.checkpoint.path)
+        path = self.checkpoint.tokenizer_path or self.checkpoint.path
+        return Tokenizer(raw, path, self.checkpoint.tokenizer_settings())
 
     def ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The token ids of a text; ids are given back as they are."""
@@ -101,9 +103,31 @@ class Running:
 
         return trace(self.engine, self._text(prompt, decoder_ids), capture, changes)
 
-    def next_tokens(self, prompt: str | Sequence[int], most: int = 10) -> list[Token]:
-        """The likeliest next tokens after a prompt, likeliest first."""
-        return self._table(self.logits(self._prompt_ids(prompt))[-1], most)
+    def next_tokens(
+        self, prompt: str | Sequence[int], most: int = 10, *, decoder_ids: Sequence[int] | None = None
+    ) -> list[Token]:
+        """The likeliest next tokens after a prompt, likeliest first; `decoder_ids` as in `logits`.
+
+        Raises EngineError for a masked language model: that can `fill`.
+        """
+        ids = self._prompt_ids(prompt)
+        self.engine.require_continues()
+        return self._table(self.logits(ids, decoder_ids=decoder_ids)[-1], most)
+
+    def fill(self, prompt: str | Sequence[int], most: int = 10) -> list[list[Token]]:
+        """What a masked language model puts in the place of each mask of a text, likeliest first.
+
+        Raises EngineError where the text has no mask, or the model is none of these.
+        """
+        ids = self._prompt_ids(prompt)
+        if self.engine.continues:
+            raise EngineError("this model continues a text and fills no masks in it")
+        mask = self.tokenizer.mask
+        masks = [place for place, token_id in enumerate(ids) if token_id == self.tokenizer.id_of(mask)]
+        if not masks:
+            raise EngineError(f"this model says what masked tokens are: put {mask} where one is asked for")
+        logits = self.logits(ids)
+        return [self._table(logits[place], most) for place in masks]
 
     def generate(
         self,
@@ -112,22 +136,87 @@ class Running:
         *,
         temperature: float = 0.0,
         top_k: int | None = None,
+        top_p: float = 1.0,
         seed: int = 0,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
     ) -> Any:
-        """Continue a prompt: text for a text, ids for ids, the prompt included."""
+        """Continue a prompt: text for a text, ids for ids, the prompt included. It ends as `write` does.
+
+        What a model with an encoder answers is given alone.
+        """
         from weightkit.engine.generate import Sampling
 
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        if isinstance(prompt, str):
+            return self.write(prompt, max_tokens, sampling, stop=stop, ignore_eos=ignore_eos).whole()
+        before = [] if self.engine.has_encoder else self._prompt_ids(prompt)
+        if not stop:  # no text is needed, nor a tokenizer
+            return before + [token_id for token_id, _ in self.stream(self._prompt_ids(prompt), max_tokens, sampling)]
+        writing = self.write(prompt, max_tokens, sampling, stop=stop)
+        writing.whole()
+        return before + writing.ids
+
+    def write(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 40,
+        sampling: Sampling | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Writing:
+        """What follows a prompt, to iterate over in parts of text as they are written.
+
+        A text ends before a string of `stop`, at the model's end of text, and after `max_tokens`. Ids go on
+        after the end of text: who gives ids means ids.
+        """
+        from weightkit.engine.writing import Writing
+
         ids = self._prompt_ids(prompt)
-        ids += [token for token, _ in self.stream(ids, max_tokens, Sampling(temperature, top_k, seed))]
-        return self.tokenizer.decode(ids) if isinstance(prompt, str) else ids
+        ends = self.end_ids if isinstance(prompt, str) and not ignore_eos else ()
+        context = () if self.engine.has_encoder else ids
+        strings = (stop,) if isinstance(stop, str) else stop
+        return Writing(self._new_ids(ids, max_tokens, sampling, ends), self.text, context=context, stop=strings)
+
+    def _new_ids(
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None, ends: Collection[int]
+    ) -> Iterator[int]:
+        return (token_id for token_id, _ in self.stream(ids, max_tokens, sampling, ends))
 
     def stream(
-        self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None = None
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None = None, ends: Collection[int] = ()
     ) -> Iterator[tuple[int, Array]]:
-        """The ids that follow a prompt, one by one, each with the logits [vocab] it was chosen from."""
+        """The ids that follow a prompt, one by one, each with the logits [vocab] it was chosen from.
+
+        One of `ends` is the last, wherever it comes.
+        """
         from weightkit.engine.generate import generate
 
-        return generate(self.engine, ids, max_tokens, sampling)
+        return generate(self.engine, ids, max_tokens, sampling, ends)
+
+    @functools.cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end a text: those of generation_config.json, or else of the config.
+
+        Raises ConfigError where they are not ids.
+        """
+        for where, values in ((GENERATION, self.checkpoint.beside(GENERATION)), ("config", self.checkpoint.config)):
+            found = (values or {}).get("eos_token_id")
+            ids = found if isinstance(found, list) else [found]
+            if found is None:
+                continue
+            if not all(type(i) is int for i in ids):
+                raise ConfigError(f"{self.checkpoint.path}: {where}: eos_token_id is neither an id nor a list of ids")
+            return frozenset(ids)
+        return frozenset()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out; without a tokenizer, the ids themselves."""
+        try:
+            return self.tokenizer.decode(ids)
+        except EngineError:
+            return " ".join(map(str, ids))
 
     def token_text(self, token_id: int) -> str:
         """How a token reads; its number in brackets where there is no tokenizer."""

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weightkit.cli.output import Json, ModelPath, UsageError, emit, open_model, parse_ids, say
-from weightkit.errors import EngineError, printable
+from weightkit.errors import printable
 from weightkit.report import units
 from weightkit.report.tables import Column, table
 
 if TYPE_CHECKING:
+    from weightkit.engine.writing import Writing
     from weightkit.model import Model
     from weightkit.running import Token
+
+Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the K likeliest only.")]
+TopP = Annotated[
+    float, typer.Option(metavar="P", help="Draw from the fewest likeliest that have this probability together.")
+]
+Seed = Annotated[int, typer.Option(help="Of the draws.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="End before this text; as often as you like.", show_default=False),
+]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end of text.")]
 
 
 def run(
@@ -27,64 +42,82 @@ def run(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", "-n", min=1, metavar="N", help="Generate N tokens instead of the table."),
+        typer.Option("--max-tokens", "-n", min=1, metavar="N", help="Generate up to N tokens instead of the table."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Rows of the next-token table.")] = 10,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest only.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+    ignore_eos: IgnoreEos = False,
     json: Json = False,
 ) -> None:
-    """Run the model: the likeliest next tokens after a prompt, or with -n a text."""
+    """Run the model: the likeliest next tokens after a prompt, or with -n a text.
+
+    Of a masked language model, what it puts in the place of [MASK].
+    """
     if (prompt is None) == (ids is None):
         raise UsageError("give either a prompt, or token ids with --ids 1,403,407")
     opened = open_model(model)
-    _ = opened.engine  # that it cannot be run at all is said first
-    start = opened.ids(prompt) if prompt is not None else parse_ids(ids or "")
-    if max_tokens is None:
-        table_ = opened.next_tokens(start, top)
-        if json:
-            emit("run", text=_text(opened, start), ids=start, next=table_)
-        else:
-            _print_table(table_)
-        return
-    _generate(opened, start, max_tokens, (temperature, top_k, seed), top, json)
+    engine = opened.engine  # that it cannot be run at all is said first
+    start = prompt if prompt is not None else parse_ids(ids or "")
+    if max_tokens is not None:
+        from weightkit.engine.generate import Sampling
 
-
-def _generate(
-    model: Model, start: list[int], count: int, sampling: tuple[float, int | None, int], top: int, json: bool
-) -> None:
-    from weightkit.engine.generate import Sampling
-
-    ids = list(start)
-    shown = ""
-    stream = model.stream(start, count, Sampling(*sampling))
-    for token, _ in stream:
-        ids.append(token)
-        if not json:
-            text = printable_text(_text(model, ids))
-            # A piece can change the text before it; print only what is settled.
-            if text.startswith(shown) and not text.endswith("\ufffd"):
-                sys.stdout.write(text[len(shown) :])
-                sys.stdout.flush()
-                shown = text
-    if json:
-        emit("run", text=_text(model, ids), ids=ids, next=model.next_tokens(ids, top), prompt_tokens=len(start))
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        writing = opened.write(start, max_tokens, sampling, stop=stop or (), ignore_eos=ignore_eos)
+        _generate(opened, start, writing, top, json)
+    elif engine.continues:
+        _next(opened, start, top, json)
     else:
-        sys.stdout.write("\n")
+        _fill(opened, start, top, json)
 
 
-def printable_text(text: str) -> str:
-    """Generated text as it is, line breaks kept and all else that acts on a terminal escaped."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+def _next(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
+    rows = model.next_tokens(prompt, top)
+    if json:
+        ids = model.ids(prompt)
+        emit("run", text=model.text(ids), ids=ids, next=rows)
+    else:
+        _print_table(rows)
 
 
-def _text(model: Model, ids: list[int]) -> str:
-    """The text of ids; without a tokenizer, the ids themselves."""
-    try:
-        return model.tokenizer.decode(ids)
-    except EngineError:
-        return " ".join(map(str, ids))
+def _fill(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
+    tables = model.fill(prompt, top)
+    if json:
+        ids = model.ids(prompt)
+        emit("run", text=model.text(ids), ids=ids, next=tables[0], masks=tables)
+        return
+    for number, rows in enumerate(tables, 1):
+        if len(tables) > 1:
+            say(*([""] if number > 1 else []), f"mask {number} of {len(tables)}")
+        _print_table(rows)
+
+
+def _generate(model: Model, prompt: str | list[int], writing: Writing, top: int, json: bool) -> None:
+    if not json:
+        stream(itertools.chain([writing.before], writing))
+        return
+    text, start = writing.whole(), model.ids(prompt)
+    ids = writing.ids if model.engine.has_encoder else start + writing.ids
+    emit("run", text=text, ids=ids, next=_after(model, start, writing.ids, top), prompt_tokens=len(start))
+
+
+def _after(model: Model, prompt: list[int], written: list[int], top: int) -> list[Token]:
+    """The table after what was written; empty where the model has no position left for it."""
+    engine, ids = model.engine, prompt + written
+    if engine.has_encoder:
+        return model.next_tokens(prompt, top, decoder_ids=[engine.config.decoder_start, *written])
+    return [] if engine.most_tokens is not None and len(ids) > engine.most_tokens else model.next_tokens(ids, top)
+
+
+def stream(parts: Iterable[str]) -> None:
+    """Print parts of a text as they come, line breaks kept and all else that acts on a terminal escaped."""
+    for part in parts:
+        sys.stdout.write("\n".join(printable(line) for line in part.split("\n")))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
 def _print_table(rows: list[Token]) -> None:

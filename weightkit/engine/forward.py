@@ -60,6 +60,11 @@ class Engine:
         """Whether it says what comes next; a masked language model says what is where."""
         return self.architecture.causal
 
+    def require_continues(self) -> None:
+        """Raise EngineError for a masked language model, which cannot be asked what comes next."""
+        if not self.continues:
+            raise EngineError("this model says what masked tokens are; it does not continue a text")
+
     @property
     def most_tokens(self) -> int | None:
         """The longest text, where learned positions set an end to it."""

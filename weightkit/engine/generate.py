@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightkit.engine.cache import Cache
 from weightkit.engine.forward import Engine
@@ -18,7 +19,8 @@ class Sampling:
     """How the next token is chosen: greedily at temperature 0, else drawn, seeded."""
 
     temperature: float = 0.0
-    top_k: int | None = None
+    top_k: int | None = None  # of the likeliest tokens only so many
+    top_p: float = 1.0  # of those, the fewest likeliest that have this probability together
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -26,17 +28,19 @@ class Sampling:
             raise EngineError(f"the temperature is a number from 0, got {self.temperature:g}")
         if self.top_k is not None and self.top_k < 1:
             raise EngineError(f"top_k is at least 1, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise EngineError(f"top_p is a probability above 0 and at most 1, got {self.top_p:g}")
         if self.seed < 0:
             raise EngineError(f"a seed is not negative, got {self.seed}")
 
 
 def generate(
-    engine: Engine, ids: Sequence[int], tokens: int, sampling: Sampling | None = None
+    engine: Engine, ids: Sequence[int], tokens: int, sampling: Sampling | None = None, ends: Collection[int] = ()
 ) -> Iterator[tuple[int, F32]]:
     """The next `tokens` ids after a prompt, each with the logits [vocab] that it was chosen from.
 
-    Ends early where the model has no more positions. Raises EngineError for ids outside the
-    vocabulary.
+    Ends early after an id of `ends`, and where the model has no more positions. Raises EngineError for
+    ids outside the vocabulary.
     """
     sampling = sampling or Sampling()
     random = np.random.default_rng(sampling.seed)
@@ -44,8 +48,7 @@ def generate(
     following = engine.ids(ids)
     if len(following) != 1:
         raise EngineError(f"generation continues one sequence of ids, not {len(following)}")
-    if not engine.continues:
-        raise EngineError("this model says what masked tokens are; it does not continue a text")
+    engine.require_continues()
     source = None
     if engine.has_encoder:  # which reads the prompt; the decoder starts from nothing
         source, following = engine.encode(following), np.array([[engine.config.decoder_start]], np.int64)
@@ -55,6 +58,8 @@ def generate(
         logits = engine.logits(following, cache, source=source)[0, -1]
         chosen = choose(logits, sampling, random)
         yield chosen, logits
+        if chosen in ends:
+            return
         following = np.array([[chosen]], np.int64)
 
 
@@ -63,11 +68,23 @@ def choose(logits: F32, sampling: Sampling, random: np.random.Generator) -> int:
     require_finite(logits)
     if sampling.temperature == 0:
         return int(np.argmax(logits))
-    order = np.argsort(-logits, kind="stable")[: sampling.top_k]
-    below = (logits[order] - logits[order[0]]).astype(np.float64)  # 0 and less, so that nothing overflows
+    ids, p = candidates(logits, sampling)
+    return int(ids[np.searchsorted(np.cumsum(p) / p.sum(), random.random(), side="right").clip(max=len(ids) - 1)])
+
+
+def candidates(logits: F32, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ids that may be drawn, likeliest first, and their probabilities: temperature, then top_k, then top_p.
+
+    The order is that of transformers. top_p is nucleus sampling (Holtzman et al., 2019).
+    """
+    ids = np.argsort(-logits, kind="stable")[: sampling.top_k]
+    below = (logits[ids] - logits[ids[0]]).astype(np.float64)  # 0 and less, so that nothing overflows
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         p = np.where(below == 0, 1.0, np.exp(below / sampling.temperature))
-    return int(order[np.searchsorted(np.cumsum(p) / p.sum(), random.random(), side="right").clip(max=len(order) - 1)])
+    p /= p.sum()
+    likelier = np.cumsum(p) - p  # what the tokens before each have together
+    kept = len(ids) if sampling.top_p == 1 else int(np.searchsorted(likelier, sampling.top_p))
+    return ids[:kept], p[:kept] / p[:kept].sum()
 
 
 def require_finite(logits: F32) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,23 @@ from typing import Any
 from weightkit import strictjson
 from weightkit.errors import EngineError, FormatError
 
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MASKS = ("[MASK]", "<mask>")  # of BERT and of RoBERTa
+
 
 class Tokenizer:
     """A thin face on the `tokenizers` package."""
 
-    def __init__(self, raw: bytes, path: Path) -> None:
-        """Read a tokenizer.json, which errors call `path`. Raises FormatError where it is broken."""
+    def __init__(self, raw: bytes, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+        """Read a tokenizer.json, which errors call `path`. Raises FormatError where it is broken.
+
+        `settings` are those of tokenizer_config.json and special_tokens_map.json: which token is which.
+        """
         import tokenizers
 
         self._path = path
         _require_sane(raw, path)
+        self.named = _named(settings or {}, path)  # "bos_token": "<s>", …
         self._tokenizer: Any = self._call(tokenizers.Tokenizer.from_str, raw.decode("utf-8"))
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -39,9 +46,9 @@ class Tokenizer:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise FormatError(f"{self._path}: not a sound tokenizer: {reason}") from None
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, with the special tokens that the tokenizer itself adds."""
-        return self._encode(text, add_special_tokens=True)
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The ids of a text, with the special tokens that the tokenizer itself adds, or without."""
+        return self._encode(text, add_special_tokens=special)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(self._call(self._tokenizer.encode, text, add_special_tokens=add_special_tokens).ids)
@@ -63,6 +70,14 @@ class Tokenizer:
         alone = self._decode([token_id], skip_special_tokens=False)
         second = anchor[len(alone) :] if anchor.startswith(alone) else alone
         return str(piece if not second or "\ufffd" in second else second)
+
+    @property
+    def mask(self) -> str:
+        """The token that stands for one to be guessed. Raises EngineError where there is none."""
+        for token in (self.named.get("mask_token"), *MASKS):
+            if token is not None and self._tokenizer.token_to_id(token) is not None:
+                return token
+        raise EngineError(f"{self._path}: has no mask token, so nothing can be asked of a masked language model")
 
     @property
     def last_id(self) -> int:
@@ -106,6 +121,19 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _named(settings: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The special tokens by what they are for; an old file has them as objects."""
+    found = {}
+    for name in NAMED:
+        value = settings.get(name)
+        token = value.get("content") if isinstance(value, dict) else value
+        if token is not None and not isinstance(token, str):
+            raise FormatError(f"{path.parent}: tokenizer_config.json: its {name} is not a token")
+        if token is not None:
+            found[name] = token
+    return found
 
 
 def _require_sane(raw: bytes, path: Path) -> None:
