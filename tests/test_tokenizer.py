@@ -12,6 +12,7 @@ import tokenizers
 
 import weightkit as wk
 from tests import tiny
+from weightkit.engine import tokenizer as room
 from weightkit.engine.tokenizer import Tokenizer
 from weightkit.errors import EngineError, FormatError, WeightkitError
 
@@ -266,3 +267,81 @@ def test_a_tokenizer_with_an_empty_vocabulary_has_no_last_id(bytes_file: Path, t
     file["model"] |= {"vocab": {}, "merges": []}
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
     assert opened(tmp_path / "tokenizer.json").last_id == -1
+
+
+# ── long texts, and what a tokenizer was saved with ──────────────────────────────────────────────────
+
+LONG = (TEXT + "\n\n  Où est  l'été ?\t日本語のテキスト。 " + "unbroken" * 40 + " ") * 6
+
+
+def _bytes_bpe(_: Path) -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return _trained(made, tokenizers.pre_tokenizers.ByteLevel.alphabet())
+
+
+def _spaces_as_letters(_: Path) -> tokenizers.Tokenizer:
+    """As Llama 2: spaces are letters, one goes before every text, and nothing is split before it is merged."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    made.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    return _trained(made, [])
+
+
+def _word_pieces(_: Path) -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = tokenizers.normalizers.BertNormalizer()
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=200, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False
+    )
+    made.train_from_iterator([LONG], trainer)
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return made
+
+
+def _trained(made: tokenizers.Tokenizer, alphabet: list[str]) -> tokenizers.Tokenizer:
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<unk>", "<s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(LONG.split(), trainer)
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return made
+
+
+@pytest.mark.parametrize("make", [_bytes_bpe, _spaces_as_letters, _word_pieces])
+@pytest.mark.parametrize("piece", [97, 512, 1000])
+def test_a_long_text_in_pieces_is_the_same_text(
+    make: Callable[[Path], tokenizers.Tokenizer], piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(tmp_path)
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = opened(tmp_path / "tokenizer.json")
+    whole = made.encode(LONG).ids
+    monkeypatch.setattr(room, "PIECE", piece)
+    monkeypatch.setattr(room, "MARGIN", 400)
+    monkeypatch.delattr(Tokenizer, "_encode")  # which would read all of it at once
+    assert tokenizer.encode(LONG) == whole
+
+
+def test_a_tokenizer_that_drops_characters_reads_a_long_text_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    made.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(room, "PIECE", 10)
+    monkeypatch.setattr(room, "MARGIN", 5)
+    text = "a?b??ab?" * 20
+    assert opened(tmp_path / "tokenizer.json").encode(text) == made.encode(text).ids
+
+
+def test_texts_are_neither_cut_nor_filled_up(bytes_file: Path, tmp_path: Path) -> None:
+    made = tokenizers.Tokenizer.from_file(str(bytes_file))
+    whole = made.encode(TEXT).ids
+    made.enable_truncation(4)
+    made.enable_padding(length=200)
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert opened(tmp_path / "tokenizer.json").encode(TEXT) == whole

@@ -14,6 +14,7 @@ from weightkit.errors import EngineError, FormatError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MASKS = ("[MASK]", "<mask>")  # of BERT and of RoBERTa
+PIECE, MARGIN = 1 << 18, 1 << 10  # characters of a long text that are read at a time, and seen on both sides
 
 
 class Tokenizer:
@@ -30,6 +31,9 @@ class Tokenizer:
         _require_sane(raw, path)
         self.named = _named(settings or {}, path)  # "bos_token": "<s>", …
         self._tokenizer: Any = self._call(tokenizers.Tokenizer.from_str, raw.decode("utf-8"))
+        # How long texts were when the tokenizer was saved says nothing of those to come; transformers unsets it too.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call into the tokenizers package; whatever goes wrong there is a FormatError.
@@ -47,8 +51,32 @@ class Tokenizer:
             raise FormatError(f"{self._path}: not a sound tokenizer: {reason}") from None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """The ids of a text, with the special tokens that the tokenizer itself adds, or without."""
+        """The ids of a text, with the special tokens that the tokenizer itself adds, or without.
+
+        A long text is read in pieces, for a token takes much memory on its way; see `_piece`.
+        """
+        if len(text) > PIECE + MARGIN:
+            pieces = [self._piece(text, at, special=special) for at in range(0, len(text), PIECE)]
+            if all(piece is not None for piece in pieces):
+                return [i for piece in pieces for i in piece or ()]
         return self._encode(text, add_special_tokens=special)
+
+    def _piece(self, text: str, at: int, *, special: bool) -> list[int] | None:
+        """The ids of the tokens that begin in the piece at `at`; special ones only at the ends of the text.
+
+        What they are is decided with text on both sides of the piece, so that they are those of the whole. None
+        for a tokenizer that drops what it does not know, and loses count of where it is in the text.
+        """
+        low, stop = max(0, at - MARGIN), at + PIECE
+        seen = text[low : stop + MARGIN]
+        found = self._call(self._tokenizer.encode, seen, add_special_tokens=special)
+        own = [i for i, is_added in enumerate(found.special_tokens_mask) if not is_added]
+        if seen.strip() and (not own or found.offsets[own[-1]][1] < len(seen.rstrip())):
+            return None
+        kept = [found.ids[i] for i in own if at <= low + found.offsets[i][0] < stop]
+        before = found.ids[: own[0]] if own and at == 0 else []
+        after = found.ids[own[-1] + 1 :] if own and stop >= len(text) else []
+        return [*before, *kept, *after]
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(self._call(self._tokenizer.encode, text, add_special_tokens=add_special_tokens).ids)
