@@ -17,7 +17,10 @@ from tests.by_hand import tokenizer
 from tests.tiny import CONFIGS, weights, write
 from weightkit.errors import AddressError
 
-NAMES = "Counts Diff Edit Effect Model Trace WeightkitError diff measure noise open replace scale set zero".split()
+NAMES = """
+    Counts Diff Edit Effect Model Trace WeightkitError
+    diff measure noise open replace scale set side_by_side zero
+""".split()
 
 
 @pytest.fixture

@@ -13,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 import weightkit as wk
-from tests import tiny
+from tests import running, tiny
 from weightkit.effect import measure as room
 from weightkit.effect.measure import Effect
+from weightkit.effect.windows import Masks
+from weightkit.engine import forward
 from weightkit.errors import EngineError
 
 F64 = NDArray[np.float64]
@@ -54,7 +56,7 @@ def by_definition(a: wk.Model, b: wk.Model, windows: Sequence[Sequence[int]]) ->
 
 def require(effect: Effect, want: dict[str, float]) -> None:
     got = {key: getattr(effect, key) for key in want}
-    assert got == pytest.approx(want, rel=1e-9, abs=1e-12)
+    assert got == pytest.approx(want, rel=1e-5, abs=1e-8)  # of float32 logits, in another order
     assert effect.perplexity_a == pytest.approx(math.exp(want["nll_a"]))
     assert effect.perplexity_b == pytest.approx(math.exp(want["nll_b"]))
 
@@ -185,29 +187,94 @@ def test_a_layer_that_only_one_has_is_where_they_part(tmp_path: Path) -> None:
 # ── long texts ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def by_windows(
+    model: wk.Model, edited: wk.Model, ids: list[int], spans: list[tuple[int, int, int]]
+) -> dict[str, float]:
+    """The fields of an effect; each window is [start, stop) of the text and predicts what is from `first` on."""
+    nll: tuple[list[float], list[float]] = ([], [])
+    kl: list[float] = []
+    for start, stop, first in spans:
+        p, q = (log_probabilities(m, ids[start:stop])[first - start - 1 :] for m in (model, edited))
+        kl += (np.exp(p) * (p - q)).sum(axis=-1).tolist()
+        for rows, found in zip((p, q), nll, strict=True):
+            found += [-row[target] for row, target in zip(rows, ids[first:stop], strict=True)]
+    return {
+        "tokens": len(kl),
+        "nll_a": math.fsum(nll[0]) / len(kl),
+        "nll_b": math.fsum(nll[1]) / len(kl),
+        "kl_mean": math.fsum(kl) / len(kl),
+        "kl_max": max(kl),
+    }
+
+
+@pytest.mark.parametrize("overlap", [1, 3, 5, 9, None])
 @pytest.mark.parametrize("length", [2, 9, 10, 11, 19, 20, 28, 29, 50])
-def test_windows_predict_every_token_once(length: int, model: wk.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "WINDOW", 10)
+def test_windows_predict_every_token_once(length: int, overlap: int | None, model: wk.Model) -> None:
     ids = (np.arange(length) * 7 % 97).tolist()
-    windows = [ids[start : start + 10] for start in range(0, length - 1, 9)]
-    assert [token for window in windows for token in window[1:]] == ids[1:]
+    spans, before = [(0, min(10, length), 1)], overlap or 5
+    while spans[-1][1] < length:
+        start = spans[-1][1] - before
+        spans.append((start, min(start + 10, length), spans[-1][1]))
     edited = model.apply(EDITS[1])
-    require(wk.measure(model, edited, ids=[ids]), by_definition(model, edited, windows))
+    effect = wk.measure(model, edited, ids=[ids], window=10, overlap=overlap)
+    require(effect, by_windows(model, edited, ids, spans))
+    assert effect.tokens == length - 1
 
 
 def test_a_text_longer_than_the_learned_positions(tmp_path: Path) -> None:
     model = wk.open(tiny.write(tmp_path, "gpt2", n_positions=16))
     ids = (np.arange(40) * 7 % 97).tolist()
     edited = model.apply(EDITS[1])
-    windows = [ids[0:16], ids[15:31], ids[30:40]]
-    require(wk.measure(model, edited, ids=[ids]), by_definition(model, edited, windows))
+    spans = [(0, 16, 1), (8, 24, 16), (16, 32, 24), (24, 40, 32)]
+    require(wk.measure(model, edited, ids=[ids]), by_windows(model, edited, ids, spans))
+    with pytest.raises(EngineError, match="a window of 17 tokens is more than the 16 positions"):
+        wk.measure(model, edited, ids=[ids], window=17)
 
 
 def test_windows_are_of_512(model: wk.Model) -> None:
     ids = (np.arange(1100) * 31 % 97).tolist()
-    windows = [ids[0:512], ids[511:1023], ids[1022:1100]]
     edited = model.apply(EDITS[1])
-    require(wk.measure(model, edited, ids=[ids]), by_definition(model, edited, windows))
+    spans = [(0, 512, 1), (256, 768, 512), (512, 1024, 768), (768, 1100, 1024)]
+    require(wk.measure(model, edited, ids=[ids]), by_windows(model, edited, ids, spans))
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ({"window": 1}, "a window of 1 token"),
+        ({"window": 0}, "a window of 0 token"),
+        ({"window": 8, "overlap": 0}, "overlap by 1 to 7, not by 0"),
+        ({"window": 8, "overlap": 8}, "overlap by 1 to 7, not by 8"),
+        ({"overlap": 600}, "overlap by 1 to 511, not by 600"),
+    ],
+)
+def test_windows_that_cannot_be(model: wk.Model, cut: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        wk.measure(model, model, ids=IDS, **cut)
+
+
+def test_a_large_vocabulary_is_compared_in_parts(model: wk.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows of logits are made at a time, and fewer compared; what comes out is the same."""
+    edited = model.apply(EDITS[1])
+    whole = wk.measure(model, edited, ids=IDS)
+    monkeypatch.setattr(forward, "LOGITS_BYTES", 4 * 97 * 5)
+    monkeypatch.setattr(room, "COMPARED_BYTES", 4 * 97 * 2)
+    parts = wk.measure(model, edited, ids=IDS)
+    assert parts.kl_max_at == whole.kl_max_at
+    for field in ("tokens", "nll_a", "nll_b", "kl_mean", "kl_max", "top1_agreement"):
+        assert getattr(parts, field) == pytest.approx(getattr(whole, field), rel=1e-5)
+
+
+def test_the_largest_divergence_has_a_place(model: wk.Model) -> None:
+    edited = model.apply(EDITS[1])
+    effect = wk.measure(model, edited, ids=IDS, window=10, overlap=4)
+    place = effect.kl_max_at
+    assert place is not None
+    assert place.id == IDS[place.text][place.position]
+    until = IDS[place.text][: place.position + 1]
+    assert wk.measure(model, edited, ids=[until], window=10, overlap=4).kl_max == pytest.approx(effect.kl_max, rel=1e-4)
+    if place.position > 1:
+        assert wk.measure(model, edited, ids=[until[:-1]], window=10, overlap=4).kl_max < effect.kl_max
 
 
 def test_texts_do_not_run_into_one_another(model: wk.Model) -> None:
@@ -219,11 +286,78 @@ def test_texts_do_not_run_into_one_another(model: wk.Model) -> None:
     assert both.kl_max == max(effect.kl_max for effect in apart)
 
 
-def test_progress_is_told_of_every_window(model: wk.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "WINDOW", 10)
+def test_progress_is_told_in_tokens(model: wk.Model) -> None:
     told: list[tuple[int, int]] = []
-    wk.measure(model, model, ids=IDS, progress=lambda done, of: told.append((done, of)))
-    assert told == [(n, 6) for n in range(1, 7)]
+    wk.measure(model, model, ids=IDS, window=10, overlap=1, progress=lambda done, of: told.append((done, of)))
+    assert told == [(n, 46) for n in (9, 18, 23, 32, 41, 46)]
+
+
+# ── other kinds of models ────────────────────────────────────────────────────────────────────────────
+
+
+def divergences(p: NDArray[np.float32], q: NDArray[np.float32], targets: Sequence[int]) -> dict[str, float]:
+    """The fields of an effect out of logits, [tokens, vocab] twice."""
+    a, b = (x - np.log(np.exp(x).sum(axis=-1, keepdims=True)) for x in (p.astype(np.float64), q.astype(np.float64)))
+    kl = (np.exp(a) * (a - b)).sum(axis=-1)
+    at = np.arange(len(targets)), list(targets)
+    return {"tokens": len(kl), "nll_a": -a[at].mean(), "nll_b": -b[at].mean(), "kl_mean": kl.mean(), "kl_max": kl.max()}
+
+
+def test_a_masked_model_says_what_every_seventh_token_was(tmp_path: Path) -> None:
+    model = running.opened(tmp_path, "bert")
+    edited = model.apply(wk.noise("layers.*.attn.q", relative_std=0.5))
+    ids, mask, never = IDS[0], 4, {IDS[0][-1]}
+    want: tuple[list[Any], list[Any], list[int]] = ([], [], [])
+    for turn in range(7):
+        places = [at for at in range(1, len(ids)) if at % 7 == turn and ids[at] not in never]
+        asked = [mask if at in places else token for at, token in enumerate(ids)]
+        want[0].append(model.logits(asked)[places])
+        want[1].append(edited.logits(asked)[places])
+        want[2].extend(ids[at] for at in places)
+    effect = room.measure(model.engine, edited.engine, [ids], masks=Masks(mask, frozenset(never)))
+    require(effect, divergences(np.concatenate(want[0]), np.concatenate(want[1]), want[2]))
+    assert effect.first_drift == 0
+    assert room.measure(model.engine, model.engine, [ids], masks=Masks(mask)).first_drift is None
+    with pytest.raises(EngineError, match="which token is its mask"):
+        wk.measure(model, edited, ids=[ids])
+
+
+def test_a_model_with_an_encoder_reads_half_of_a_text(tmp_path: Path) -> None:
+    model = running.opened(tmp_path, "t5")
+    edited = model.apply(wk.noise("encoder.layers.0.ffn.up", relative_std=0.5))
+    ids, half = IDS[0], len(IDS[0]) // 2
+    answer = [model.engine.config.decoder_start, *ids[half:-1]]
+    p, q = (m.logits(ids[:half], decoder_ids=answer) for m in (model, edited))
+    effect = wk.measure(model, edited, ids=[ids])
+    require(effect, divergences(p, q, ids[half:]))
+    assert effect.first_drift == 0
+
+
+def test_a_decoder_is_not_compared_with_a_masked_model(model: wk.Model, tmp_path: Path) -> None:
+    masked = running.opened(tmp_path, "bert", vocab_size=97)
+    with pytest.raises(EngineError, match="one is a decoder, the other not"):
+        wk.measure(model, masked, ids=IDS)
+
+
+# ── side by side ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_two_models_make_of_a_prompt(model: wk.Model) -> None:
+    edited = model.apply(wk.noise("layers.2.ffn.down", relative_std=0.5))
+    both = wk.side_by_side(model, edited, IDS[0], 16)
+    assert both.ids_a == model.generate(IDS[0], 16)[len(IDS[0]) :]
+    assert both.ids_b == edited.generate(IDS[0], 16)[len(IDS[0]) :]
+    assert both.ids_a[: both.same] == both.ids_b[: both.same]
+    assert both.ids_a[both.same] != both.ids_b[both.same]
+    assert wk.side_by_side(model, model, IDS[0], 16).same == 16
+
+
+def test_side_by_side_in_words(shared: Path) -> None:
+    model = wk.open(shared / "models" / "stories260K")
+    both = wk.side_by_side(model, model.apply(wk.zero("layers.0")), "Once upon a time", 20)
+    assert both.text == "Once upon a time"
+    assert both.text + both.text_a == model.generate("Once upon a time", 20)
+    assert both.text_b != both.text_a
 
 
 # ── what cannot be measured ──────────────────────────────────────────────────────────────────────────

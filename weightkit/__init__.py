@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from weightkit.model import diff as diff
     from weightkit.model import measure as measure
     from weightkit.model import open_model as open
+    from weightkit.model import side_by_side as side_by_side
     from weightkit.surgery.edits import Edit as Edit
     from weightkit.surgery.edits import noise as noise
     from weightkit.surgery.edits import scale as scale
@@ -52,6 +53,7 @@ _HOMES = {
     "replace": ("effect.changes", "replace"),
     "scale": ("surgery.edits", "scale"),
     "set": ("surgery.edits", "set_to"),
+    "side_by_side": ("model", "side_by_side"),
     "zero": ("surgery.edits", "zero"),
 }
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "replace",
     "scale",
     "set",
+    "side_by_side",
     "zero",
 ]
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from weightkit.analysis.explain import Explanation
     from weightkit.analysis.statistics import Histogram, Outlier, Statistics
     from weightkit.effect.measure import Effect
+    from weightkit.effect.side_by_side import Continuations
+    from weightkit.effect.windows import Masks
     from weightkit.surgery.edits import Edit
     from weightkit.surgery.save import Plan
 
@@ -232,15 +234,40 @@ def measure(
     texts: Sequence[str] = (),
     *,
     ids: Sequence[Sequence[int]] = (),
+    window: int | None = None,
+    overlap: int | None = None,
     progress: Progress | None = None,
 ) -> Effect:
     """Run two models on the same texts (or token ids) and compare what they predict.
 
-    Texts are read with the tokenizer of `a`. Raises EngineError where there is nothing to compare.
+    Texts are read with the tokenizer of `a`. Long ones are cut into windows of `window` tokens (512), each of
+    which begins with the last `overlap` tokens of the one before (half a window), to predict from. Raises
+    EngineError where there is nothing to compare.
     """
     from weightkit.effect.measure import measure
 
     texts = [texts] if isinstance(texts, str) else texts
     engines = a.engine, b.engine
     sequences = [*(a.ids(text) for text in texts), *(list(sequence) for sequence in ids)]
-    return measure(*engines, sequences, progress=progress)
+    masks = None if a.engine.continues else _masks(a)
+    return measure(*engines, sequences, window=window, overlap=overlap, masks=masks, progress=progress)
+
+
+def _masks(model: Model) -> Masks | None:
+    """How a masked language model is asked; None where there is no tokenizer to say it."""
+    from weightkit.effect.windows import Masks
+
+    if model.checkpoint.tokenizer() is None:
+        return None
+    tokenizer = model.tokenizer
+    return Masks(tokenizer.id_of(tokenizer.mask), frozenset(tokenizer.encode("")))
+
+
+def side_by_side(a: Model, b: Model, prompt: str | Sequence[int], max_tokens: int = 40) -> Continuations:
+    """What two models make of one prompt, greedily, with the tokenizer of `a`.
+
+    Raises EngineError for a model that does not continue texts.
+    """
+    from weightkit.effect.side_by_side import side_by_side
+
+    return side_by_side(a.engine, b.engine, a.ids(prompt), max_tokens, a.end_ids, a.text)

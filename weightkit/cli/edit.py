@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from weightkit.cli.measure import effect_of, fields, print_effect
+from weightkit.cli.measure import measure_on
 from weightkit.cli.output import Json, ModelPath, TokenIds, UsageError, emit, open_model, say, width
 from weightkit.report import units
 from weightkit.report.tables import Column, table
@@ -46,7 +46,7 @@ def edit(
     edits = _parse(zero or [], set or [], scale or [], noise or [], seed)
     base = open_model(model)
     edited = base.apply(*edits)
-    effect = effect_of(base, edited, measure or [], ids or []) if measure or ids else None
+    measured = measure_on(base, edited, measure or [], ids or []) if measure or ids else None
     saved = edited.save(output, force=force) if output and not dry_run else None
     plan = edited.plan()
     if json:
@@ -58,13 +58,13 @@ def edit(
             rewritten=plan.rewritten,
             linked=plan.linked,
             output=str(saved) if saved else None,
-            effect=fields(effect) if effect else None,
+            effect=measured.fields() if measured else None,
         )
         return
     _print_plan(plan)
-    if effect:
+    if measured:
         say("")
-        print_effect(effect)
+        measured.show()
     if saved:
         say("", [("saved ", "bold green"), (str(saved), "")])
     elif dry_run:

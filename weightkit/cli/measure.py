@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,14 +24,16 @@ from weightkit.cli.output import (
     say,
 )
 from weightkit.effect.measure import Effect
-from weightkit.errors import EngineError
+from weightkit.errors import EngineError, printable
 from weightkit.report import units
-from weightkit.report.tables import pairs
+from weightkit.report.tables import Line, pairs
 
 if TYPE_CHECKING:
+    from weightkit.effect.side_by_side import Continuations
     from weightkit.model import Model
 
-MOST_TEXT = 64 << 20
+MOST_TEXT = 16 << 20
+CONTEXT = 8  # tokens shown before the one that the models see most differently
 
 
 def measure(
@@ -38,43 +41,123 @@ def measure(
     b: After,
     text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text file, or the text itself.")] = None,
     ids: TokenIds = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="N", help="Cut long texts into windows of N tokens.", show_default="512")
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of a window that the next begins with.", show_default="half of it"),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Let both models go on from it; without --text, measure on it too."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, metavar="N", help="For --prompt.")] = 40,
     json: Json = False,
 ) -> None:
     """Run two models on the same text and compare what they predict."""
-    if not text and not ids:
-        raise UsageError("nothing to measure on: give --text FILE, or --ids 1,403,407")
-    effect = effect_of(open_model(a), open_model(b), text or [], ids or [])
+    if not text and not ids and not prompt:
+        raise UsageError("nothing to measure on: give --text FILE, --ids 1,403,407, or --prompt TEXT to go on from")
+    from weightkit.model import side_by_side
+
+    first, second = open_model(a), open_model(b)
+    measured = measure_on(
+        first, second, text or ([] if ids else prompt or []), ids or [], window=window, overlap=overlap
+    )
+    written = [side_by_side(first, second, start, max_tokens) for start in prompt or []]
     if json:
-        emit("measure", **fields(effect))
-    else:
-        print_effect(effect)
+        emit("measure", **measured.fields(), continuations=written)
+        return
+    measured.show()
+    for both in written:
+        say("", *_side_by_side(both))
 
 
-def effect_of(a: Model, b: Model, texts: list[str], ids: list[str]) -> Effect:
+@dataclass(frozen=True)
+class Measured:
+    """An effect, and the texts that it was measured on."""
+
+    model: Model
+    effect: Effect
+    names: list[str]  # of the texts
+    texts: list[list[int]]
+
+    def fields(self) -> dict[str, Any]:
+        """The JSON fields."""
+        effect, place = self.effect, self.effect.kl_max_at
+        values = asdict(effect) | {"perplexity_a": effect.perplexity_a, "perplexity_b": effect.perplexity_b}
+        if place is not None:
+            values["kl_max_at"] = asdict(place) | {"token": self.model.token_text(place.id)}
+        return plain(values)
+
+    def show(self) -> None:
+        """Print it for people."""
+        effect, real = self.effect, units.real
+        say(
+            *pairs(
+                [
+                    ("tokens predicted", units.count(effect.tokens)),
+                    ("perplexity", f"{real(effect.perplexity_a, 5)} → {real(effect.perplexity_b, 5)}"),
+                    ("nats per token", f"{real(effect.nll_a, 5)} → {real(effect.nll_b, 5)}"),
+                    ("KL divergence", f"{real(effect.kl_mean)} mean, {real(effect.kl_max)} at most (nats)"),
+                    *([("most at", self._place())] if effect.kl_max_at else []),
+                    ("same first choice", units.percent(effect.top1_agreement)),
+                    ("streams part", self._parting()),
+                ]
+            )
+        )
+
+    def _place(self) -> str:
+        """Where the models differ most: the token, and what is before it."""
+        place = self.effect.kl_max_at
+        assert place is not None
+        ids = self.texts[place.text][: place.position]
+        before = "".join(map(self.model.token_text, ids[-CONTEXT:]))
+        name = f"{self.names[place.text]}, " if len(self.texts) > 1 else ""
+        text = f"{'…' if len(ids) > CONTEXT else ''}{before}"
+        token = self.model.token_text(place.id)
+        return printable(f"{name}token {place.position:,}: '{token}' after '{text}'")
+
+    def _parting(self) -> str:
+        if self.effect.first_drift is not None:
+            return f"after layer {self.effect.first_drift}"
+        return "only after the last layer" if self.effect.kl_max > 0 else "nowhere: the outputs are the same to the bit"
+
+
+def measure_on(
+    a: Model,
+    b: Model,
+    texts: Sequence[str],
+    ids: Sequence[str],
+    *,
+    window: int | None = None,
+    overlap: int | None = None,
+) -> Measured:
     """Measure on texts, or files of text, or ids, as they were given."""
     from weightkit.model import measure as compare
 
-    with progress("running window") as report:
-        return compare(a, b, [read_text(text) for text in texts], ids=[parse_ids(i) for i in ids], progress=report)
+    names = [*(Path(text).name if _is_file(text) else "" for text in texts), *("" for _ in ids)]
+    names = [name or f"text {number}" for number, name in enumerate(names, start=1)]
+    sequences = [*(a.ids(read_text(text)) for text in texts), *map(parse_ids, ids)]
+    with progress("predicting token") as report:
+        effect = compare(a, b, ids=sequences, window=window, overlap=overlap, progress=report)
+    return Measured(a, effect, names, sequences)
 
 
-def fields(effect: Effect) -> dict[str, Any]:
-    """The JSON fields of an effect."""
-    values = asdict(effect)
-    return plain(values | {"perplexity_a": effect.perplexity_a, "perplexity_b": effect.perplexity_b})
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or a NUL in it
+        return False
 
 
 def read_text(text: str) -> str:
     """The contents of a file, or the text itself where it does not look like a path."""
-    path = Path(text)
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):  # too long for a name, or a NUL in it
-        is_file = False
-    if not is_file:
+    if not _is_file(text):
         if re.fullmatch(r"\S*[/\\]\S*|\S+\.[A-Za-z0-9]{1,5}", text):
             raise UsageError(f"{text}: no such file")
         return text
+    path = Path(text)
     if path.stat().st_size > MOST_TEXT:
         raise EngineError(f"{path}: more than {MOST_TEXT >> 20} MB of text; measure on a part of it")
     try:
@@ -83,23 +166,8 @@ def read_text(text: str) -> str:
         raise EngineError(f"{path}: not a text file in UTF-8") from None
 
 
-def print_effect(effect: Effect) -> None:
-    """An effect, for people."""
-    drift = "nowhere: the outputs are the same to the bit"
-    if effect.first_drift is not None:
-        drift = f"after layer {effect.first_drift}"
-    elif effect.kl_max > 0:
-        drift = "only after the last layer"
-    real = units.real
-    say(
-        *pairs(
-            [
-                ("tokens predicted", units.count(effect.tokens)),
-                ("perplexity", f"{real(effect.perplexity_a, 5)} → {real(effect.perplexity_b, 5)}"),
-                ("nats per token", f"{real(effect.nll_a, 5)} → {real(effect.nll_b, 5)}"),
-                ("KL divergence", f"{real(effect.kl_mean)} mean, {real(effect.kl_max)} at most (nats)"),
-                ("same first choice", units.percent(effect.top1_agreement)),
-                ("streams part", drift),
-            ]
-        )
-    )
+def _side_by_side(both: Continuations) -> list[Line]:
+    """One prompt, and what each model makes of it."""
+    parted = "all of it" if both.ids_a == both.ids_b else units.plural(both.same, "token")
+    rows = [("prompt", both.text), ("A", both.text_a), ("B", both.text_b), ("the same", parted)]
+    return pairs([(name, printable(text)) for name, text in rows])

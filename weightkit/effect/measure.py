@@ -1,20 +1,33 @@
-"""Measure: two models on the same text, position by position, in step."""
+"""Measure: two models on the same text, in step, position by position; nothing of a whole text is kept."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from weightkit.dtypes import Array
+from weightkit.effect.windows import WINDOW, Cut, Masks, Window, predictions, windows
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32, log_softmax
 from weightkit.errors import EngineError
 from weightkit.parallel import Progress
 
-WINDOW = 512  # tokens that a long text is cut into
+COMPARED_BYTES = 8 << 20  # of logits, which are widened to float64
+
+
+@dataclass(frozen=True)
+class Place:
+    """A token that was predicted: of which text, at which position in it, and its id."""
+
+    text: int
+    position: int
+    id: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class Effect:
     kl_max: float
     top1_agreement: float  # share of positions at which both put the same token first
     first_drift: int | None  # the first layer after which the residual streams differ
+    kl_max_at: Place | None = None  # the prediction that differs most
 
     @property
     def perplexity_a(self) -> float:
@@ -44,78 +58,140 @@ def _exp(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf
 
 
-def measure(a: Engine, b: Engine, sequences: Iterable[Sequence[int]], progress: Progress | None = None) -> Effect:
-    """Run both engines over sequences of token ids and compare what they predict.
+def measure(
+    a: Engine,
+    b: Engine,
+    texts: Iterable[Sequence[int]],
+    *,
+    window: int | None = None,
+    overlap: int | None = None,
+    masks: Masks | None = None,
+    progress: Progress | None = None,
+) -> Effect:
+    """Run both engines over texts of token ids and compare what they predict.
 
-    Long sequences are cut into windows. Raises EngineError where there is nothing to predict, or
-    where the models do not have one vocabulary.
+    Long texts are cut into windows of `window` tokens (512, or as many as the models have positions), each of
+    which begins with the last `overlap` tokens of the one before (half a window). Raises EngineError where
+    there is nothing to predict, or where the models cannot be compared.
     """
+    _require_comparable(a, b)
+    cut = _cut(a, b, window, overlap)
+    texts = list(texts)
+    all_ = sum(max(0, len(text) - 1) for text in texts)
+    if not all_:
+        raise EngineError("nothing to measure: a text needs at least two tokens")
+    total = _Total()
+    drift: int | None = None
+    done = 0
+    for part in windows(texts, cut, encoder=a.has_encoder):
+        taps = _Digests(drift), _Digests(drift)
+        pairs = zip(predictions(a, part, masks, taps[0]), predictions(b, part, masks, taps[1]), strict=True)
+        for (places, x), (_, y) in pairs:
+            total.add(part, places, x, y)
+        drift = _first(taps[0].kept, taps[1].kept, drift)
+        done += len(part.ids) - part.first
+        if progress is not None:
+            progress(done, all_)
+    return total.effect(drift)
+
+
+def _require_comparable(a: Engine, b: Engine) -> None:
     if a.config.vocab != b.config.vocab:
         raise EngineError(
             f"the models have vocabularies of {a.config.vocab} and {b.config.vocab} tokens; "
             "their outputs cannot be compared"
         )
-    most = min([WINDOW, *(e.most_tokens for e in (a, b) if e.most_tokens is not None)])
-    if most < 2:
-        raise EngineError(f"nothing to measure: a model of {most} position cannot predict a token from another")
-    windows = [window for ids in sequences for window in _windows(ids, most)]
-    if not windows:
-        raise EngineError("nothing to measure: a text needs at least two tokens")
-    per_token: list[tuple[np.ndarray, ...]] = []
-    drift: list[int] = []
-    for done, ids in enumerate(windows, start=1):
-        streams = _Streams(), _Streams()
-        logits_a, logits_b = (engine.logits(ids, tap=tap)[0, :-1] for engine, tap in zip((a, b), streams, strict=True))
-        per_token.append(_compare(logits_a, logits_b, np.asarray(ids[1:])))
-        drift.extend(_drift(*(tap.kept for tap in streams)))
-        if progress is not None:
-            progress(done, len(windows))
-    nll_a, nll_b, kl, agree = (np.concatenate(parts) for parts in zip(*per_token, strict=True))
-    return Effect(
-        tokens=len(kl),
-        nll_a=float(nll_a.mean()),
-        nll_b=float(nll_b.mean()),
-        kl_mean=float(kl.mean()),
-        kl_max=float(kl.max()),
-        top1_agreement=float(agree.mean()),
-        first_drift=min(drift, default=None),
-    )
+    if (a.continues, a.has_encoder) != (b.continues, b.has_encoder):
+        raise EngineError("the models do not predict the same: one is a decoder, the other not")
 
 
-class _Streams:
-    """A tap that keeps the residual stream: before the first block, and after every block."""
+def _cut(a: Engine, b: Engine, window: int | None, overlap: int | None) -> Cut:
+    most = min((e.most_tokens for e in (a, b) if e.most_tokens is not None), default=None)
+    if window is None:
+        window = WINDOW if most is None else min(WINDOW, most)
+    elif most is not None and window > most:
+        raise EngineError(f"a window of {window} tokens is more than the {most} positions that these models have")
+    return Cut(window, window // 2 if overlap is None else overlap)
 
-    def __init__(self) -> None:
-        self.kept: list[F32] = []
+
+@dataclass
+class _Total:
+    """Sums over the tokens that were predicted so far."""
+
+    tokens: int = 0
+    nll_a: float = 0.0
+    nll_b: float = 0.0
+    kl: float = 0.0
+    kl_max: float = 0.0
+    kl_max_at: Place | None = None
+    agree: int = 0
+
+    def add(self, window: Window, places: Array, a: F32, b: F32) -> None:  # [t], [t, vocab] twice
+        """What both models say of the tokens at some places of a window, some rows at a time."""
+        step = max(1, COMPARED_BYTES // a[:1].nbytes)
+        for at in range(0, len(a), step):
+            self._add(window, places[at : at + step], a[at : at + step], b[at : at + step])
+
+    def _add(self, window: Window, places: Array, a: F32, b: F32) -> None:
+        p, q = log_softmax(a), log_softmax(b)
+        at = np.arange(len(places)), np.array(window.ids)[places]
+        # Where the outputs are equal the divergence is exactly 0; elsewhere rounding must not make it negative.
+        kl = np.where((a == b).all(axis=-1), 0.0, np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0))
+        self.tokens += len(places)
+        self.nll_a -= float(p[at].sum())
+        self.nll_b -= float(q[at].sum())
+        self.kl += float(kl.sum())
+        self.agree += int((a.argmax(axis=-1) == b.argmax(axis=-1)).sum())
+        most = int(kl.argmax())  # the first NaN, if there is one
+        if not kl[most] <= self.kl_max and not math.isnan(self.kl_max):
+            place = int(places[most])
+            self.kl_max, self.kl_max_at = (
+                float(kl[most]),
+                Place(window.text, window.start + place, int(window.ids[place])),
+            )
+
+    def effect(self, drift: int | None) -> Effect:
+        """The sums as means. Raises EngineError where nothing was predicted."""
+        n = self.tokens
+        if not n:
+            raise EngineError("nothing to measure: there are special tokens only")
+        return Effect(
+            n, self.nll_a / n, self.nll_b / n, self.kl / n, self.kl_max, self.agree / n, drift, self.kl_max_at
+        )
+
+
+class _Digests:
+    """A tap that remembers the residual stream after each layer by a digest: the streams themselves are large.
+
+    Once two runs were seen to part after some layer, only the layers before it are still of interest.
+    """
+
+    def __init__(self, before: int | None) -> None:
+        self.kept: dict[int, list[bytes]] = defaultdict(list)  # by layer
+        self._before = before
 
     def __call__(self, address: str, x: F32) -> F32:
-        if self.wants(address):
-            self.kept.append(x)
+        layer = _layer(address)
+        if layer is not None and self._is_open(layer):
+            bits = np.where(np.isnan(x), np.float32(np.nan), x) + np.float32(0)  # one NaN, and one zero
+            digest = hashlib.blake2b(np.ascontiguousarray(bits).data, digest_size=16)
+            self.kept[layer].append(digest.digest() + bytes(str(x.shape), "ascii"))
         return x
 
     def wants(self, address: str) -> bool:
-        return re.fullmatch(r"(decoder\.)?(embed|layers\.\d+\.out)", address) is not None
+        layer = _layer(address)
+        return layer is not None and self._is_open(layer)
+
+    def _is_open(self, layer: int) -> bool:
+        return self._before is None or layer < self._before
 
 
-def _windows(ids: Sequence[int], most: int) -> Iterator[Sequence[int]]:
-    """Windows of at most `most` tokens; each starts with the last of the one before, to predict from."""
-    for start in range(0, len(ids) - 1, most - 1):
-        yield ids[start : start + most]
+def _layer(address: str) -> int | None:
+    """The layer after which a residual stream is met; what goes into the first one counts as its."""
+    found = re.fullmatch(r"(?:decoder\.)?(?:embed|layers\.(\d+)\.out)", address)
+    return int(found[1] or 0) if found else None
 
 
-def _compare(a: F32, b: F32, targets: np.ndarray) -> tuple[np.ndarray, ...]:  # [t, vocab] twice, [t]
-    """Per position: both negative log-likelihoods, KL(a ‖ b), and whether the first choice agrees."""
-    p, q = log_softmax(a), log_softmax(b)
-    at = np.arange(len(targets)), targets
-    # Where the outputs are equal the divergence is exactly 0; elsewhere rounding must not make it negative.
-    kl = np.where((a == b).all(axis=-1), 0.0, np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0))
-    return -p[at], -q[at], kl, a.argmax(axis=-1) == b.argmax(axis=-1)
-
-
-def _drift(a: list[F32], b: list[F32]) -> Iterator[int]:
-    """Layers after which the residual streams differ. Entry 0 of a list is before the first block."""
-    for entry, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x.shape != y.shape or not np.array_equal(x, y, equal_nan=True):
-            yield max(0, entry - 1)
-    if len(a) != len(b):
-        yield min(len(a), len(b)) - 1  # the first layer that only one of them has
+def _first(a: dict[int, list[bytes]], b: dict[int, list[bytes]], before: int | None) -> int | None:
+    """The first layer after which the streams differ, or that only one of the models has."""
+    return min((layer for layer in a.keys() | b.keys() if a.get(layer) != b.get(layer)), default=before)

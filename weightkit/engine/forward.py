@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from weightkit.registry import Registry
 
 Ids = NDArray[np.int64]
 ONE_THREAD_WIDTH = 512
+LOGITS_BYTES = 32 << 20  # of logits that are made at a time where not all are wanted at once
 
 
 @functools.cache
@@ -99,32 +100,50 @@ class Engine:
         With a cache, `ids` continue what it holds. `source` is what `encode` made of the text that a model
         with an encoder reads; `ids` are then those of its decoder.
         """
-        # What NaN or huge weights do to the numbers is for the caller to see, not for numpy to warn of.
-        with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with self._running():
             return self._head(self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap), tap)
 
     def run(self, ids: Any, tap: Tap, cache: Cache | None = None, *, source: F32 | None = None) -> None:
         """What `logits` does, for the sake of what passes the tap: logits are made only where it wants them."""
-        with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with self._running():
             x = self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap)
             if tap.wants("logits"):
                 self._head(x, tap)
 
+    def logits_at(
+        self, ids: Any, places: NDArray[np.intp], *, source: F32 | None = None, tap: Tap = CLOSED
+    ) -> Iterator[F32]:
+        """Logits at some places of one text, some at a time: all those of a large vocabulary fill the memory.
+
+        [t], [n] -> [some of n, vocab]
+        """
+        with self._running():
+            x = self._hidden(self.ids(ids), Cache(), source, tap)[:, places]
+        step = max(1, LOGITS_BYTES // (4 * self.config.vocab))
+        for at in range(0, x.shape[1], step):
+            with self._running():
+                logits = self._head(x[:, at : at + step], tap)
+            yield logits[0]
+
     def encode(self, ids: Any, tap: Tap = CLOSED) -> F32:
         """What the encoder of a model that has one makes of a text. [b, t] -> [b, t, width]"""
         ids = self.ids(ids)
-        with self._threads(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with self._running():
             x = tap("encoder.embed", self._embed(ids, 0))
             run = Run(Cache(), bias=self._relative("encoder.position", both_sides=True), causal=False, tap=tap)
             for layer in range(self.config.layers):
                 x = self.block(x, f"encoder.layers.{layer}", layer, run)
             return tap("encoder.norm", self.block.norm(x, "encoder.norm"))
 
-    def _threads(self) -> AbstractContextManager[object]:
-        """One BLAS thread for a small model: threads that wait for each other cost more than they bring."""
-        if self.config.width > ONE_THREAD_WIDTH:
-            return nullcontext()
-        return _blas().limit(limits=1, user_api="blas")
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """One BLAS thread for a small model: threads that wait for each other cost more than they bring.
+
+        What NaN or huge weights do to the numbers is for the caller to see, not for numpy to warn of.
+        """
+        threads = _blas().limit(limits=1, user_api="blas") if self.config.width <= ONE_THREAD_WIDTH else nullcontext()
+        with threads, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            yield
 
     def _hidden(self, ids: Ids, cache: Cache, source: F32 | None, tap: Tap) -> F32:
         """The normed output of the last block for the tokens of `ids`, [b, t] -> [b, t, width]."""
