@@ -326,6 +326,9 @@ FOREIGN = {
         call("_codecs", "encode", text("12345678"), text("latin1")),
     ),
     "a path": call("pathlib", "PosixPath", text("/"), text("etc")),
+    "a path of Windows": call("pathlib", "WindowsPath", text("C:")),
+    "a path of Python 3.13": call("pathlib._local", "PosixPath", text("a")),
+    "a random state of an old numpy": call("numpy.random", "__RandomState_ctor", text("MT19937")) + b"}b",
     "a default dict": call("collections", "defaultdict", name("builtins", "list")),
 }
 
@@ -453,6 +456,14 @@ def test_a_small_file_takes_little_time(body: bytes, tmp_path: Path) -> None:
         assert len(str(error)) < 1000  # noqa: PT017
     assert time.process_time() - began < 4  # seconds, where an endless one takes minutes
     assert gc.isenabled()
+
+
+def test_values_thrown_away_end_soon_and_a_long_mask_is_read() -> None:
+    for opcodes in (b"N0", b"2", b"\x80\4"):
+        with pytest.raises(PickleError, match="more objects"):
+            load(pickled(b"N" + opcodes * 1_000_000), 0, NAMES, repr)
+    mask = [True] * 4_000_000
+    assert load(pickle.dumps(mask), 0, NAMES, repr)[0] == mask
 
 
 def test_many_tensors_take_little_time(tmp_path: Path) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -127,7 +134,7 @@ def test_every_kind_of_view(zipped: bool, tmp_path: Path) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 def test_a_training_checkpoint(protocol: int, zipped: bool, tmp_path: Path) -> None:
     import torch
 
@@ -153,6 +160,43 @@ def test_a_training_checkpoint(protocol: int, zipped: bool, tmp_path: Path) -> N
     shard = saved(value, tmp_path, zipped, pickle_protocol=protocol)
     require_same(shard, value)
     assert {name for name in shard.tensors if name not in shard.aside} == {f"model.{n}" for n in model.state_dict()}
+
+
+@BOTH
+@pytest.mark.parametrize("protocol", [1, 2, 5])
+def test_values_of_python_beside_the_weights(protocol: int, zipped: bool, tmp_path: Path) -> None:
+    import torch
+
+    value = {
+        "w": torch.arange(6.0).reshape(2, 3).T,
+        "recent": deque([torch.ones(2)], maxlen=3),
+        "types": [int, float, str, bool, bytes, list],
+        "numbers": [Decimal("1.5"), Fraction(1, 3), range(3), 1 << 80, 2j, ...],
+        "paths": [Path("a"), PurePosixPath("a"), PureWindowsPath("a")],
+        "id": UUID(int=7),
+        "times": [datetime(2026, 1, 1, tzinfo=UTC), timedelta(1)],
+        "random": [np.random.RandomState(1), np.random.SeedSequence(1), random.getstate()],
+        "generators": [
+            np.random.Generator(getattr(np.random, name)(1)) for name in ("PCG64", "PCG64DXSM", "MT19937", "SFC64")
+        ],
+        "counts": [Counter("aab"), defaultdict(list, a=[1]), OrderedDict(b=2)],
+        "arguments": Namespace(lr=0.1),
+    }
+    shard = saved(value, tmp_path, zipped, pickle_protocol=protocol)
+    assert list(shard.tensors) == ["w", "recent.0"]
+    read = torch.load(shard.path, weights_only=False)
+    assert shard.tensors["w"].mapped().tobytes() == raw(read["w"])
+    assert shard.tensors["recent.0"].mapped().tobytes() == raw(read["recent"][0])
+
+
+@BOTH
+def test_what_pytorch_writes_and_cannot_read(zipped: bool, tmp_path: Path) -> None:
+    import torch
+
+    with pytest.raises(FormatError, match=r"protocol 0.*save it with protocol 2"):
+        saved({"w": torch.ones(2)}, tmp_path, zipped, pickle_protocol=0)
+    with pytest.raises(AssertionError, match="saved_id must be a tuple"):
+        torch.load(tmp_path / "some.pt", weights_only=False)
 
 
 @BOTH

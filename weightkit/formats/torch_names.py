@@ -119,6 +119,10 @@ def _dict(items: object = None) -> dict[Any, Any]:
     return dict(pairs)
 
 
+def _deque(items: object = (), _most: object = None) -> list[Any]:
+    return _list(items)
+
+
 def _default_dict(_factory: object = None, *items: object) -> dict[Any, Any]:
     return _dict(*items)
 
@@ -206,6 +210,7 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "collections OrderedDict": _dict,
     "collections defaultdict": _default_dict,
     "collections Counter": _dict,
+    "collections deque": _deque,
     "builtins dict": _dict,
     "builtins list": _list,
     "builtins tuple": _size,
@@ -215,6 +220,11 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "builtins bytes": _bytes,
     "builtins complex": _inert("complex"),
     "builtins slice": _inert("slice"),
+    "builtins range": _inert("range"),
+    "builtins xrange": _inert("range"),
+    "decimal Decimal": _inert("Decimal"),
+    "fractions Fraction": _inert("Fraction"),
+    "uuid UUID": _inert("UUID"),
     "_codecs encode": _encoded,
     "copyreg _reconstructor": _reconstructed,
     "argparse Namespace": lambda: Instance("argparse.Namespace"),
@@ -227,11 +237,19 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
         for name in ("scalar", "_reconstruct")
     },
     **{f"numpy.{core}.numeric _frombuffer": _inert("numpy.ndarray") for core in ("core", "_core")},
-    **{f"pathlib {name}": _inert("path") for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath")},
+    **{f"numpy.random._pickle __{name}_ctor": _inert(name) for name in ("randomstate", "generator", "bit_generator")},
+    "numpy.random __RandomState_ctor": _inert("randomstate"),  # before numpy 1.17
+    "numpy.random.bit_generator __pyx_unpickle_SeedSequence": _inert("SeedSequence"),
+    **{
+        f"{module} {name}": _inert("path")
+        for module in ("pathlib", "pathlib._local")  # the second is where Python 3.13 has them
+        for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+    },
     **{f"datetime {name}": _inert(name) for name in ("datetime", "date", "time", "timedelta", "timezone")},
 }
 _PYTHON_2 = {"builtins": "__builtin__", "copyreg": "copy_reg"}
-_HARMLESS = ("object", "int", "float", "str", "bool")  # of builtins, named as the type of something
+# Of builtins, named as the type of something; `long` and `unicode` are int and str up to protocol 2.
+_HARMLESS = ("object", "int", "float", "str", "bool", "long", "unicode", "Ellipsis")
 
 
 def _table() -> dict[tuple[str, str], object]:

@@ -29,6 +29,7 @@ SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 _MOST_PICKLE = 100 << 20
 _READS = (1 << 20, 32 << 20, _MOST_PICKLE)  # of a file in the old layout, which does not say how long its pickles are
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_LEGACY_STARTS = (b"\x80", f"L{_MAGIC}L\n".encode())  # before protocol 2, a pickle does not say its protocol
 _FREE_ELEMENTS = 1 << 20  # a view may repeat the elements of its storage up to this many
 _SNIFFED = 512
 
@@ -137,7 +138,7 @@ def _open_legacy(path: Path, head: bytes) -> ShardFile:
     for offset, magic, what in _OTHERS:
         if head.startswith(magic, offset):
             raise FormatError(f"{path}: {what}")
-    if not head.startswith(b"\x80"):
+    if not head.startswith(_LEGACY_STARTS):
         raise FormatError(f"{path}: not a PyTorch checkpoint{_looks_like(head)}")
     try:
         with files.open_bytes(path) as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from itertools import repeat
 from typing import Any
 
 from weightkit.formats.unpickle.values import Global, PickleError, TruncatedError
@@ -15,7 +14,6 @@ _MOST_LINE = 1000  # characters of a name, or of a number written as text
 _FREE_OBJECTS = 250_000
 _BYTES_PER_OBJECT = 6  # a real pickle makes no more than one object of a kind, or memo entry, in about 10 bytes
 _NAME_OBJECTS = 8  # what a name takes that was not met before
-_FREE_STEPS = 1_000_000
 _FREE_LINES, _BYTES_PER_LINE = 1_000_000, 8  # of text, each of which takes as long as ten other opcodes
 _INDEX = struct.Struct("<I").unpack_from
 _LONG_BINPUT, _BININT1, _BINGET, _BINUNICODE, _MARK, _TUPLE, _TUPLE2, _STOP = b"rKhX(t\x86."
@@ -42,9 +40,8 @@ class Machine:
         double the time that a large one takes. Tuples, marks and memo entries are accounted for here as well.
         """
         data, stack, memo, marks, left = self.data, self.stack, self.memo, self.marks, self.left
-        steps = _FREE_STEPS + len(data) * 2 // 3  # a real pickle has at most three opcodes in five bytes
         try:
-            for _ in repeat(None, steps):
+            while True:
                 code = data[at]
                 at += 1
                 if code == _LONG_BINPUT:
@@ -88,10 +85,12 @@ class Machine:
             raise PickleError("the pickle holds text that is not UTF-8") from None
         except KeyError:
             raise PickleError("the pickle is damaged: it remembers a value that it never had") from None
-        raise PickleError("the pickle has more opcodes than a real one of its size")
 
     def spend(self, count: int = 1) -> None:
-        """Account for objects made, so that a small file cannot fill the memory."""
+        """Account for objects made, and for opcodes that no real pickle has many of.
+
+        A small file cannot fill the memory then; what is not accounted for puts a value into the pickle's own.
+        """
         self.left -= count
         if self.left < 0:
             raise PickleError("the pickle makes more objects than a real one of its size")

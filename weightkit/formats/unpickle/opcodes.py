@@ -32,6 +32,7 @@ def _key(key: Any) -> Any:
 
 @op(b"0")
 def _pop(machine: Machine, at: int) -> int:
+    machine.spend()
     if machine.marks and machine.marks[-1] == len(machine.stack):
         machine.marks.pop()
     else:
@@ -47,6 +48,7 @@ def _pop_mark(machine: Machine, at: int) -> int:
 
 @op(b"2")
 def _dup(machine: Machine, at: int) -> int:
+    machine.spend()
     machine.stack.append(machine.stack[-1])
     return at
 
@@ -282,6 +284,7 @@ def _set_state(machine: Machine, target: Instance, state: object) -> None:
 
 @op(b"\x80")
 def _protocol(machine: Machine, at: int) -> int:
+    machine.spend()
     if machine.data[at] > 5:
         raise PickleError(f"the pickle is of protocol {machine.data[at]}; 0 to 5 are known")
     return at + 1
@@ -295,9 +298,9 @@ def _frame(_machine: Machine, at: int) -> int:
 def _refuse(codes: tuple[bytes, ...], why: str) -> None:
     @op(*codes)
     def refuse(_machine: Machine, _at: int) -> int:
-        raise PickleError(f"the pickle uses {why}, which PyTorch does not write")
+        raise PickleError(f"the pickle uses {why}")
 
 
-_refuse((b"P",), "persistent ids as text")
-_refuse((b"\x82", b"\x83", b"\x84"), "extension codes")
-_refuse((b"\x97", b"\x98"), "buffers outside of it")
+_refuse((b"P",), "persistent ids as text, as protocol 0 does, which PyTorch does not read; save it with protocol 2")
+_refuse((b"\x82", b"\x83", b"\x84"), "extension codes, which PyTorch does not write")
+_refuse((b"\x97", b"\x98"), "buffers outside of it, which PyTorch does not write")
