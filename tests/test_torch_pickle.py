@@ -141,6 +141,12 @@ def test_views_that_leave_their_storage_are_refused(
     assert "'w'" in refusal(tmp_path, layout(mapping({"w": body})))
 
 
+def test_a_file_is_not_seen_over_and_over(tmp_path: Path) -> None:
+    repeated = {f"w{i}": tensor((1 << 20,), (0,)) for i in range(256)}  # of 4 MB, which one alone may be
+    assert len(opened(tmp_path, archive(mapping(repeated))).tensors) == 256
+    assert "far more than its" in refusal(tmp_path, archive(mapping(repeated | {"w": tensor((1 << 20,), (0,))})))
+
+
 @pytest.mark.parametrize(("order", "read"), [(b"big", ">f4"), (b"little", "<f4"), (None, "<f4")])
 def test_byte_order(order: bytes | None, read: str, tmp_path: Path) -> None:
     raw = np.array([1, 2, 3, 4], read).tobytes()

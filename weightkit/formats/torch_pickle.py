@@ -31,6 +31,7 @@ _READS = (1 << 20, 32 << 20, _MOST_PICKLE)  # of a file in the old layout, which
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LEGACY_STARTS = (b"\x80", f"L{_MAGIC}L\n".encode())  # before protocol 2, a pickle does not say its protocol
 _FREE_ELEMENTS = 1 << 20  # a view may repeat the elements of its storage up to this many
+_FREE_BYTES, _MOST_SEEN = 1 << 30, 64  # all tensors may take this, and the bytes of the file this often
 _SNIFFED = 512
 
 # What else people find under these suffixes: (offset, bytes there, what it is).
@@ -265,6 +266,9 @@ _OUT_OF_NAMES = frozenset("/\\\0")
 def _shard(path: Path, top: object, pickle_bytes: int, locate: _Locate, big_endian: bool = False) -> ShardFile:
     views, aside = flatten(top, pickle_bytes)
     tensors = {name: _source(path, name, view, locate, big_endian) for name, view in views.items()}
+    seen, size = sum(tensor.nbytes for tensor in tensors.values()), files.size(path)
+    if seen > _FREE_BYTES + _MOST_SEEN * size:
+        raise PickleError(f"its tensors would take {seen:,} bytes, far more than its {size:,}; not opened")
     return ShardFile(path, path.name, tensors, aside=aside)
 
 
