@@ -157,6 +157,9 @@ def test_compact_early_partial_and_never_written(path: Path) -> None:
         part = file.create_dataset("partial", (50, 50), "f4", chunks=(8, 8), fillvalue=7, compression="gzip")
         part[3:5, 30:44] = 3
         file.create_dataset("never", (50, 50), ">i2", chunks=(8, 8), fillvalue=-5)
+        for name, shape in (("one piece", (5, 7)), ("a number", ()), ("the largest", (1 << 18,)), ("nothing", (0, 2))):
+            file.create_dataset(name, shape, ">f4", fillvalue=2)
+        file.create_dataset("zeros", (5,), "i8")
         grown = file.create_dataset("grown", (4, 4), "f4", chunks=(2, 2), maxshape=(None, 4), data=np.ones((4, 4)))
         grown.resize((9, 4))
         grown[8] = 3
@@ -314,6 +317,21 @@ def test_64_gigabytes_of_holes_open_by_their_header(path: Path) -> None:
     source = open_file(path).tensors["w"]
     assert source.nbytes == 64 << 30
     assert source.read((16 << 30) - 2, 16 << 30).tolist() == [0, 0]
+
+
+def test_fill_values_without_end_are_refused(path: Path) -> None:
+    with made(path) as file:
+        for index in range(2):
+            file.create_dataset(f"piece {index}", (1 << 18,), "f4")
+            file.create_dataset(f"chunks {index}", (1 << 18,), "f4", chunks=(1 << 16,))
+        first = file["piece 0"]
+        for index in range(512):
+            file[f"links/{index}"] = first  # one array all the same
+    assert len(require_as_h5py(path).tensors) == 516
+    with made(path) as file:
+        for index in range(2048):
+            file.create_dataset(f"w{index}", (1 << 18,), "f4", chunks=(1 << 16,) if index % 2 else None)
+    assert "again and again" in refused(path)
 
 
 @pytest.mark.parametrize(("filter", "name"), [("szip", "szip"), (32001, "32001"), (6, "scaleoffset"), (5, "nbit")])

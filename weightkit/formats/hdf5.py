@@ -176,6 +176,8 @@ class _Walk:
         if not array.nbytes:
             return 0
         if not array.layout.chunk:
+            if array.layout.address == UNDEFINED:
+                return None
             self.image.claim(array.nbytes)
             return self.image.offset(array.layout.address)
         table = chunk_table(self.image, array)

@@ -25,7 +25,7 @@ from weightkit.formats import zipped
 from weightkit.formats.hdf5_structure.dataset import MOST_CHUNK, Described, Place, chunk_table, describe
 from weightkit.formats.hdf5_structure.filters import undo, work
 from weightkit.formats.hdf5_structure.header import read_header
-from weightkit.formats.hdf5_structure.image import Image
+from weightkit.formats.hdf5_structure.image import UNDEFINED, Image
 from weightkit.formats.hdf5_structure.layout import Stored
 from weightkit.formats.shard import VERIFIED_BYTES
 
@@ -152,7 +152,8 @@ def _loaded(path: Path, member: str, address: int, _version: int) -> _Loaded:
         if array.layout.chunk:
             return _Loaded(array, array.layout.chunk, chunk_table(image, array), image.offset(0))
         whole = Stored((0,) * len(array.shape), array.layout.address, array.nbytes, 0)
-        return _Loaded(array, array.shape, {whole.place: whole}, image.offset(0))
+        table = {} if whole.address == UNDEFINED else {whole.place: whole}
+        return _Loaded(array, array.shape, table, image.offset(0))
 
 
 Key = tuple[Path, str, int, int]  # file, member, address of a dataset, when the file was changed

@@ -24,6 +24,7 @@ from weightkit.formats.hdf5_structure.image import UNDEFINED, Image
 from weightkit.formats.hdf5_structure.layout import Layout, Stored, layout_of, stored_chunks
 
 SMALL = 1 << 20  # bytes of an array of which not all chunks need to be in the file
+FILLED_PER_READ = 256  # bytes of fill values that are made in the time of one that is read
 MOST_CHUNK = 256 << 20  # bytes of a chunk, which has to be unpacked as a whole
 MOST_DENSE = 1032  # deflate packs no tighter
 
@@ -99,8 +100,11 @@ def _require_whole(image: Image, array: Described) -> None:
         raise image.fail("a damaged HDF5 file: filters, but no chunks")
     if not array.nbytes:
         return
-    if address == UNDEFINED:
-        raise image.fail(f"says that it holds {array.nbytes:,} bytes, but nothing is stored")
+    if address == UNDEFINED:  # never written, so that it reads as fill values
+        if array.nbytes > SMALL:
+            raise image.fail(f"says that it holds {array.nbytes:,} bytes, but nothing is stored")
+        image.charge(array.nbytes // FILLED_PER_READ)
+        return
     if stored != array.nbytes or address + stored > image.end:
         raise image.fail(f"says that it holds {array.nbytes:,} bytes, but stored are {stored:,} at {address:,}")
 
@@ -126,7 +130,9 @@ def chunk_table(image: Image, array: Described) -> dict[Place, Stored]:
         image.claim(stored.nbytes)
         total += stored.nbytes
         result[stored.place] = stored
-    if array.nbytes > SMALL and (len(result) < math.prod(grid) or array.nbytes > total * MOST_DENSE):
+    missing = math.prod(grid) - len(result)
+    image.charge(min(missing * chunk, array.nbytes) // FILLED_PER_READ)
+    if array.nbytes > SMALL and (missing or array.nbytes > total * MOST_DENSE):
         raise image.fail(f"says that it holds {array.nbytes:,} bytes, but {total:,} stored ones cannot be that")
     return result
 
