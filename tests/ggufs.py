@@ -28,7 +28,7 @@ ARCHITECTURES = {  # general.architecture by model_type
     "olmo": "olmo", "olmo2": "olmo2", "olmo3": "olmo2", "olmoe": "olmoe", "cohere": "command-r",
     "cohere2": "cohere2", "granite": "granite", "granitemoe": "granitemoe", "smollm3": "smollm3",
     "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "glm": "chatglm", "glm4": "glm4",
-    "gpt_oss": "gpt-oss", "mamba": "mamba", "t5": "t5",
+    "gpt_oss": "gpt-oss", "mamba": "mamba", "t5": "t5", "bert": "bert",
 }  # fmt: skip
 
 
@@ -276,6 +276,11 @@ def granite(name: str, array: Array, config: Config) -> Iterator[Named]:
         yield from permuted(name, array, config)
 
 
+def bert(name: str, array: Array, _: Config) -> Iterator[Named]:
+    if not name.startswith(("bert.pooler.", "cls.")):
+        yield name.removeprefix("bert."), array
+
+
 def gpt_oss(name: str, array: Array, _: Config) -> Iterator[Named]:
     if ".experts." not in name:
         yield name + ".weight" if name.endswith("sinks") else name, array
@@ -301,6 +306,7 @@ CHANGES: dict[str, Change] = {
     "deepseek_v3": deepseek,
     "granitemoe": granite,
     "gpt_oss": gpt_oss,
+    "bert": bert,
 }
 _EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
 _HEAD = re.compile(r"(.*_layernorm)\.norms\.(\d+)\.weight")
@@ -350,17 +356,30 @@ def rope_factors(config: Config) -> dict[str, Array]:
     return {"rope_freqs.weight": (1 / ((1 - smooth) / said["factor"] + smooth)).astype(np.float32)}
 
 
-def write(
-    path: Path, config: Config, tensors: Mapping[str, Array], types: Mapping[str, str] | None = None, **more: Any
+def write(path: Path, config: Config, tensors: Mapping[str, Array], **options: Any) -> Path:
+    """The GGUF file of a model; the options are those of `write_named`."""
+    return write_named(path, config, named(config, tensors), **options)
+
+
+def write_named(
+    path: Path,
+    config: Config,
+    tensors: Mapping[str, Array],
+    *,
+    types: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The GGUF file of a model; `types` says what tensors are quantised to, by a part of their names."""
+    """A GGUF file of tensors that have their names in GGUF.
+
+    `types` says what tensors are quantised to, by a part of their names, `more` what is in the metadata besides.
+    """
     architecture = ARCHITECTURES[config["model_type"]]
     writer: Any = gguf.GGUFWriter(path, architecture)
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    for key, value in {**metadata(config), **more}.items():
+    for key, value in {**metadata(config), **(more or {})}.items():
         adder: Any = adders.get(type(value), writer.add_array)
         adder(f"{architecture}.{key}", value)
-    for name, array in named(config, tensors).items():
+    for name, array in tensors.items():
         kind = next((kind for part, kind in (types or {}).items() if part in name), None)
         array = np.ascontiguousarray(array)
         if kind is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -96,6 +98,17 @@ def twins(folder: Path, case: str, **options: Any) -> tuple[Model, Model]:
     return model, wk.open(ggufs.write(folder / "m.gguf", config, tensors, **options))
 
 
+def same(model: Model, other: Model) -> None:
+    """That two models agree in everything: addresses, counts, values, logits."""
+    assert other.notes == ()
+    assert other.counts().total == model.counts().total
+    assert other.counts().unclaimed == []
+    assert set(other) == set(model)
+    for address in model:
+        np.testing.assert_allclose(other[address].array(), model[address].array(), rtol=1e-6, atol=1e-6)
+    assert error(other.logits(IDS), model.logits(IDS)) < 1e-5
+
+
 def error(got: Any, want: Any) -> float:
     return float(np.abs(got - want).max() / want.std())
 
@@ -105,11 +118,100 @@ IDS = np.random.RandomState(0).randint(0, 97, 30)
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_weights_and_logits(tmp_path: Path, case: str) -> None:
-    model, other = twins(tmp_path, case)
-    assert other.notes == ()
-    assert other.counts().total == model.counts().total
-    assert other.counts().unclaimed == []
-    assert set(other) == set(model)
-    for address in model:
-        np.testing.assert_allclose(other[address].array(), model[address].array(), rtol=1e-6, atol=1e-6)
-    assert error(other.logits(IDS), model.logits(IDS)) < 1e-5
+    same(*twins(tmp_path, case))
+
+
+def wider(variant: str) -> tuple[dict[str, Any], test_families.Tensors]:
+    """A variant whose rows are whole blocks of 32, and its config."""
+    sizes = {48: 64, 80: 96, 160: 192}
+    rng = np.random.default_rng(1)
+    shapes = {name: [sizes.get(n, n) for n in shape] for name, shape in SAVED[variant]["tensors"].items()}
+    tensors = {name: (rng.normal(size=shape) * 0.15).astype(np.float32) for name, shape in shapes.items()}
+    return SAVED[variant]["config"] | {"hidden_size": 64, "intermediate_size": 96}, tensors
+
+
+@pytest.mark.parametrize("kind", ["MXFP4", "Q8_0"])
+def test_experts_of_gpt_oss_in_small_floats(tmp_path: Path, kind: str) -> None:
+    config, tensors = wider("gpt_oss")
+    number = gguf.GGMLQuantizationType[kind]
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        turned = np.ascontiguousarray(tensors[name].swapaxes(1, 2))  # in GGUF the rows are those of [out, in]
+        tensors[name] = np.ascontiguousarray(gguf.dequantize(gguf.quantize(turned, number), number).swapaxes(1, 2))
+    model = wk.open(test_families.write(tmp_path / "hf", "gpt_oss", tensors, **config))
+    other = wk.open(ggufs.write(tmp_path / "m.gguf", config, tensors, types={"exps.weight": kind}))
+    same(model, other)
+    assert other.counts().by_dtype[kind] == 3 * 4 * 3 * 64 * 96
+
+
+@pytest.mark.parametrize("case", ["gpt_oss", "qwen3_moe", "deepseek_v3"])
+def test_gates_and_ups_of_experts_in_one_tensor(tmp_path: Path, case: str) -> None:
+    """As newer files have them: the gates of an expert, then the ups."""
+    variant, changes = CASES[case]
+    config, tensors = SAVED[variant]["config"] | changes, small(variant)
+    model = wk.open(test_families.write(tmp_path / "hf", variant, tensors, **changes))
+    separate = ggufs.named(config, tensors)
+    for name in [n for n in separate if "ffn_gate_exps" in n]:
+        ups = separate.pop(name.replace("gate", "up"))
+        separate[name.replace("gate", "gate_up")] = np.concatenate([separate.pop(name), ups], axis=1)
+    same(model, wk.open(ggufs.write_named(tmp_path / "m.gguf", config, separate)))
+
+
+def test_latent_keys_and_values_in_one_tensor(tmp_path: Path) -> None:
+    """As files of deepseek2 were at first."""
+    config, tensors = SAVED["deepseek_v2"]["config"] | {"n_group": 1}, small("deepseek_v2")
+    model = wk.open(test_families.write(tmp_path / "hf", "deepseek_v2", tensors, n_group=1))
+    separate = {n: a for n, a in ggufs.named(config, tensors).items() if "attn_k_b" not in n and "attn_v_b" not in n}
+    for layer in range(3):
+        whole = tensors[f"model.layers.{layer}.self_attn.kv_b_proj.weight"]
+        separate[f"blk.{layer}.attn_kv_b.weight"] = whole
+    old = {"attention.key_length_mla": 0, "attention.key_length": 20, "attention.value_length": 10}
+    same(model, wk.open(ggufs.write_named(tmp_path / "m.gguf", config, separate, more=old)))
+
+
+def test_turned_keys_read_in_any_part(tmp_path: Path) -> None:
+    _, other = twins(tmp_path, "deepseek_v2")
+    source = other.checkpoint.tensors["blk.1.attn_k_b.weight"]
+    whole = source.mapped().ravel()
+    assert source.shape == (4 * 12, 20)
+    for start, stop in ((0, 1), (7, 500), (239, 241), (0, whole.size), (9, 9)):
+        np.testing.assert_array_equal(source.read(start, stop), whole[start:stop])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).mapped().ravel(), whole)
+
+
+def test_the_first_files_of_phi_2_have_q_k_v_in_one_tensor(tmp_path: Path) -> None:
+    config, tensors = SAVED["phi"]["config"], small("phi")
+    model = wk.open(test_families.write(tmp_path / "hf", "phi", tensors))
+    separate = ggufs.named(config, tensors)
+    for name in [n for n in separate if "attn_q." in n]:
+        parts = [separate.pop(name.replace("attn_q", f"attn_{short}")) for short in "qkv"]
+        separate[name.replace("attn_q", "attn_qkv")] = np.concatenate(parts)
+    same(model, wk.open(ggufs.write_named(tmp_path / "m.gguf", config, separate)))
+
+
+@pytest.mark.parametrize("case", ["gemma3", "olmo3", "cohere2", "gpt_oss-window"])
+def test_which_layers_have_a_window_where_a_file_says_it(tmp_path: Path, case: str) -> None:
+    variant, changes = CASES[case]
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    config, tensors = SAVED[variant]["config"] | changes | {"layer_types": types}, small(variant)
+    model = wk.open(test_families.write(tmp_path / "hf", variant, tensors, **changes, layer_types=types))
+    pattern = {"attention.sliding_window_pattern": [False, True, False]}
+    same(model, wk.open(ggufs.write(tmp_path / "m.gguf", config, tensors, more=pattern)))
+
+
+def test_mamba_with_more_norms_is_another_family(tmp_path: Path) -> None:
+    _, other = twins(tmp_path, "mamba", more={"ssm.dt_b_c_rms": True})
+    assert "'falcon_mamba' is not known" in other.notes[-1]
+
+
+def test_an_encoder_has_the_same_weights(tmp_path: Path) -> None:
+    """The converter leaves out what it has above its blocks."""
+    config, tensors = SAVED["bert"]["config"], small("bert")
+    model = wk.open(test_families.write(tmp_path / "hf", "bert", tensors))
+    other = wk.open(ggufs.write(tmp_path / "m.gguf", config, tensors))
+    assert (other.counts().unclaimed, other.notes) == ([], ())
+    above = {address for address in model if address.startswith(("lm_head", "pooler", "next_sentence"))}
+    assert set(other) == set(model) - above
+    for address in other:
+        np.testing.assert_array_equal(other[address].array(), model[address].array())
+    with pytest.raises(wk.WeightkitError, match="lm_head is not in the files"):
+        other.logits(IDS)

@@ -215,7 +215,8 @@ def _mamba(said: Said, _: Fields) -> Fields:
 
 def _bert(said: Said, _: Fields) -> Fields:
     types = said.values.get("tokenizer.ggml.token_type_count") or said.rows("token_types.weight")
-    return {"tie_word_embeddings": True} | ({} if types is None else {"type_vocab_size": types})
+    # They are made for embeddings: what predicts a token from them is left out, and the embedding is not it.
+    return {"tie_word_embeddings": False} | ({} if types is None else {"type_vocab_size": types})
 
 
 def _t5(said: Said, fields: Fields) -> Fields:
