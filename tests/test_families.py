@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,7 @@ HEADS_OF_TASKS = [
 
 
 @pytest.mark.parametrize("name", HEADS_OF_TASKS)
-@pytest.mark.parametrize("variant", ["llama", "bert"])
+@pytest.mark.parametrize("variant", ["llama", "llama-tied", "bert"])
 def test_heads_of_tasks_are_weights(tmp_path: Path, variant: str, name: str) -> None:
     tensors = {n: a for n, a in random(variant).items() if "lm_head" not in n and "cls." not in n}
     head = np.ones((2, 48) if name.endswith("weight") else 2, np.float32)
@@ -320,13 +321,31 @@ def test_heads_of_tasks_are_weights(tmp_path: Path, variant: str, name: str) -> 
     assert model.counts().total == sum(a.size for a in tensors.values()) + head.size
     assert model[f"task.{name.removesuffix('.weight')}"].array().shape == head.shape
     assert model.check().faults == []
+    assert "lm_head" not in model
+
+
+def test_the_head_of_multiple_choices_is_besides_the_vocab_projection(tmp_path: Path) -> None:
+    head = {"multiple_choice_head.summary.weight": np.ones((1, 48), np.float32)}
+    model = opened(tmp_path, "gpt2", random("gpt2") | head)
+    assert model.counts().tied == [["embed", "lm_head"]]
 
 
 def test_an_encoder_by_itself(tmp_path: Path) -> None:
     tensors = {name: array for name, array in random("t5").items() if not name.startswith("decoder.")}
     model = opened(tmp_path, "t5", tensors)
-    assert model.counts().total == sum(array.size for array in tensors.values())
-    assert not any(address.startswith("decoder.") for address in model)
+    counts = model.counts()
+    assert counts.total == sum(array.size for array in tensors.values())
+    assert not any(address.startswith(("decoder.", "lm_head")) for address in model)
+    assert counts.tied == []
+    assert counts.kv_cache(1) is None
+    matrices = sum(a.size for name, a in tensors.items() if re.search(r"\.(q|k|v|o|wi|wo)\.weight$", name))
+    assert counts.flops(7) == 2 * matrices + 2 * 4 * (10 + 10) * 2 * 7
+    assert model.check().faults == []
+
+
+def test_a_bert_without_its_head_ends_with_hidden_states(tmp_path: Path) -> None:
+    tensors = {name: array for name, array in random("bert").items() if not name.startswith("cls.")}
+    assert "lm_head" not in opened(tmp_path, "bert", tensors)
 
 
 def test_a_t5_that_keeps_its_embedding_in_the_decoder(tmp_path: Path) -> None:

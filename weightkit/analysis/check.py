@@ -119,7 +119,7 @@ def _values(weight: Weight) -> Fault | str | None:
 
 def _encoder(registry: Registry) -> bool:
     """Whether the family is one whose models are used without a vocab projection as well."""
-    return registry.config is not None and registry.config.model_type in costs.ENCODERS
+    return registry.config is not None and costs.is_encoder(registry.config)
 
 
 def _checksums(checkpoint: Checkpoint) -> Iterator[Fault]:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from weightkit.config import Config
 
-ENCODERS = ("bert", "roberta", "distilbert")
+_ENCODERS = ("bert", "roberta", "distilbert")
+
+
+def is_encoder(config: Config) -> bool:
+    """Whether a model is an encoder by itself, which has no next token to give."""
+    return config.model_type in _ENCODERS or (config.model_type == "t5" and not config.decoder_layers)
 
 
 def why_no_cache(config: Config) -> str | None:
     """Why a model keeps no keys and values for the tokens it has seen; None where it does."""
     if config.state_space is not None:
         return "a state space model keeps a state of fixed size instead"
-    if config.model_type in ENCODERS:
+    if is_encoder(config):
         return "an encoder sees all tokens at once and keeps none"
     return None
 

@@ -40,7 +40,7 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
     builder.add_task_heads()
     weights = builder.weights
     tie_copies(weights, architecture.copies(config.tied))
-    if config.tied and "lm_head" not in weights and "{prefix}" in architecture.slots[0].name and architecture.has_head:
+    if config.tied and _ends_with_its_embedding(weights, architecture, config):
         weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
     ignored = _ignored(checkpoint, architecture, config, builder.claimed)
     leftover = [n for n in checkpoint.names if n not in builder.claimed and n not in ignored]
@@ -60,6 +60,21 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
 
 
 _DECODER = re.compile(r"(decoder|dec)\.")  # as Hugging Face and GGUF call it
+
+
+def _ends_with_its_embedding(weights: Mapping[str, Weight], architecture: Architecture, config: Config) -> bool:
+    """Whether the embedding is the vocab projection as well, where the config ties the two.
+
+    Not in an encoder by itself, nor where the head of a task is in its place.
+    """
+    if "lm_head" in weights or not architecture.has_head or "{prefix}" not in architecture.slots[0].name:
+        return False
+    if not config.decoder_layers and any(slot.address.startswith("decoder.") for slot in architecture.slots):
+        return False
+    parts = {slot.address for slot in architecture.slots if slot.address.startswith("lm_head.")}
+    if parts and parts.isdisjoint(weights):
+        return False
+    return not any(address.startswith("task.") and "multiple_choice" not in address for address in weights)
 
 
 def _in_one_form(items: list[Item], config: Config, names: Names) -> list[Item]:
