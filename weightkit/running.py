@@ -177,7 +177,7 @@ class Running:
         ends = self.end_ids if isinstance(prompt, str) and not ignore_eos else ()
         context = () if self.engine.has_encoder else ids
         strings = (stop,) if isinstance(stop, str) else stop
-        return Writing(self._new_ids(ids, max_tokens, sampling, ends), self.text, context=context, stop=strings)
+        return Writing(self._new_ids(ids, max_tokens, sampling, ends), self.decode, context=context, stop=strings)
 
     def _new_ids(
         self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None, ends: Collection[int]
@@ -211,7 +211,7 @@ class Running:
             return frozenset(ids)
         return frozenset()
 
-    def text(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out; without a tokenizer, the ids themselves."""
         try:
             return self.tokenizer.decode(ids)

@@ -78,7 +78,7 @@ def _next(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
     rows = model.next_tokens(prompt, top)
     if json:
         ids = model.ids(prompt)
-        emit("run", text=model.text(ids), ids=ids, next=rows)
+        emit("run", text=model.decode(ids), ids=ids, next=rows)
     else:
         _print_table(rows)
 
@@ -87,7 +87,7 @@ def _fill(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
     tables = model.fill(prompt, top)
     if json:
         ids = model.ids(prompt)
-        emit("run", text=model.text(ids), ids=ids, next=tables[0], masks=tables)
+        emit("run", text=model.decode(ids), ids=ids, next=tables[0], masks=tables)
         return
     for number, rows in enumerate(tables, 1):
         if len(tables) > 1:
