@@ -38,6 +38,7 @@ FLOORS = {
     "engine": 4,
     "effect": 5,
     "running": 5,
+    "tracing": 5,
     "model": 5,
     "report": 6,
     "cli": 7,

@@ -13,7 +13,7 @@ from weightkit.config import Config
 from weightkit.errors import AddressError, WeightkitError, one_line
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
-from weightkit.running import Running
+from weightkit.tracing import Tracing
 from weightkit.weight import Selection, Weight
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
@@ -46,7 +46,7 @@ class Look:
     outliers: list[Outlier]
 
 
-class Model(Running):
+class Model(Tracing):
     """A model: its named weights, its config, its tokenizer, and what can be asked of them.
 
     It never changes. `apply` gives a new Model that shares every byte that is not edited.

@@ -16,8 +16,6 @@ from weightkit.registry import Registry
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
 if TYPE_CHECKING:
-    from weightkit.effect.changes import Change
-    from weightkit.effect.trace import Text, Trace
     from weightkit.engine.forward import Engine
     from weightkit.engine.generate import Sampling
     from weightkit.engine.tokenizer import Tokenizer
@@ -85,23 +83,6 @@ class Running:
             answer = start if decoder_ids is None else engine.ids(decoder_ids)
             logits = engine.logits(answer, source=engine.encode(array))
         return logits if _is_batch(ids) else logits[0]
-
-    def trace(
-        self,
-        prompt: str | Sequence[int],
-        capture: Sequence[str] = (),
-        changes: Sequence[Change] = (),
-        *,
-        decoder_ids: Sequence[int] | None = None,
-    ) -> Trace:
-        """Run one text and keep the activations that patterns such as `layers.*.attn.pattern` name, and the logits.
-
-        `changes` are made to activations while it runs: `wk.zero("layers.3.attn.heads[head=2]")`, `wk.scale`,
-        `wk.set`, `wk.replace`. Raises AddressError for what names nothing.
-        """
-        from weightkit.effect.trace import trace
-
-        return trace(self.engine, self._text(prompt, decoder_ids), capture, changes)
 
     def next_tokens(
         self, prompt: str | Sequence[int], most: int = 10, *, decoder_ids: Sequence[int] | None = None
@@ -224,11 +205,6 @@ class Running:
             return self.tokenizer.token(token_id)
         except EngineError:
             return f"<{token_id}>"
-
-    def _text(self, prompt: str | Sequence[int], decoder_ids: Sequence[int] | None = None) -> Text:
-        from weightkit.effect.trace import text_of
-
-        return text_of(self.engine, self._prompt_ids(prompt), decoder_ids)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         _ = self.engine  # that the model cannot be run at all is said first

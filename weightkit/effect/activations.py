@@ -42,11 +42,11 @@ def _all(engine: Engine) -> Iterator[tuple[str, Axes]]:
         for layer in range(config.layers):
             yield from _layer(engine, f"encoder.layers.{layer}", layer)
         yield "encoder.norm", STREAM
-    prefix, layers = ("decoder.", config.decoder_layers) if engine.has_encoder else ("", config.layers)
-    yield f"{prefix}embed", STREAM
-    for layer in range(layers):
-        yield from _layer(engine, f"{prefix}layers.{layer}", layer)
-    yield f"{prefix}norm", STREAM
+    stack = engine.stack
+    yield f"{stack}embed", STREAM
+    for layer in range(config.stack(stack.rstrip("."))):
+        yield from _layer(engine, f"{stack}layers.{layer}", layer)
+    yield f"{stack}norm", STREAM
     yield "logits", ("position", "token")
 
 

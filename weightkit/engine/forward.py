@@ -17,7 +17,7 @@ from weightkit.dtypes import Array
 from weightkit.engine.attention import Bias
 from weightkit.engine.block import Block, Run, Turn
 from weightkit.engine.cache import Cache
-from weightkit.engine.functions import F32
+from weightkit.engine.functions import F32, linear
 from weightkit.engine.positions import alibi_slopes, buckets, depends_on_length, rotation, to_bf16
 from weightkit.engine.tap import CLOSED, Tap
 from weightkit.engine.weights import Weights
@@ -55,6 +55,11 @@ class Engine:
     def has_encoder(self) -> bool:
         """Whether it reads a text with an encoder and writes another with a decoder."""
         return self.config.decoder_layers > 0
+
+    @property
+    def stack(self) -> str:
+        """What the addresses of the blocks whose output becomes logits begin with."""
+        return "decoder." if self.has_encoder else ""
 
     @property
     def continues(self) -> bool:
@@ -125,6 +130,23 @@ class Engine:
                 logits = self._head(x[:, at : at + step], tap)
             yield logits[0]
 
+    def read_out(self, x: F32) -> F32:
+        """The logits of a residual stream as though it were the last. [..., width] -> [..., vocab]"""
+        with self._running():
+            return self._head(self.block.norm(x, f"{self.stack}norm"), CLOSED)
+
+    def unembed(self, x: F32, tokens: Ids | None = None) -> F32:
+        """Logits of a normed residual stream, before a cap. [..., width] -> [..., vocab], or of some tokens only."""
+        weights = self.weights
+        if "project" in weights:
+            x = weights.linear(x, "project")
+        if tokens is None:
+            logits = weights.linear(x, "lm_head")
+        else:
+            bias = weights.get("lm_head.bias")
+            logits = linear(x, weights.rows("lm_head", tokens), None if bias is None else bias[tokens])
+        return logits if self.config.logit_scale == 1 else logits * np.float32(self.config.logit_scale)
+
     def encode(self, ids: Any, tap: Tap = CLOSED) -> F32:
         """What the encoder of a model that has one makes of a text. [b, t] -> [b, t, width]"""
         ids = self.ids(ids)
@@ -162,9 +184,9 @@ class Engine:
             source=source,
             tap=tap,
         )
-        at, layers = ("decoder.", self.config.decoder_layers) if self.has_encoder else ("", self.config.layers)
+        at = self.stack
         x = tap(f"{at}embed", self._embed(ids, len(cache)))
-        for layer in range(layers):
+        for layer in range(self.config.stack(at.rstrip("."))):
             x = self.block(x, f"{at}layers.{layer}", layer, run)
         cache.ids = np.concatenate((cache.ids, ids), axis=1) if len(cache) else ids
         return tap(f"{at}norm", self.block.norm(x[:, -new:], f"{at}norm"))
@@ -248,13 +270,9 @@ class Engine:
 
     def _head(self, x: F32, tap: Tap) -> F32:  # [b, t, width] -> [b, t, vocab]
         config, weights = self.config, self.weights
-        if "project" in weights:
-            x = weights.linear(x, "project")
         if "lm_head.dense" in weights:  # of a masked language model
             x = self.block.norm(self.block.activation(weights.linear(x, "lm_head.dense")), "lm_head.norm")
-        logits = weights.linear(x, "lm_head")
-        if config.logit_scale != 1:
-            logits = logits * np.float32(config.logit_scale)
+        logits = self.unembed(x)
         if config.logit_cap is not None:
             cap = np.float32(config.logit_cap)
             logits = np.tanh(logits / cap) * cap
