@@ -285,7 +285,7 @@ UNFELT = {"model_type", "dtype", "quantization", "ignored", "rope", "slots", "re
     "position_offset", "token_types", "buckets", "mtp_layers", "norms", "parallel", "unrotated", "residual_normed",
     "bare_norms", "position_kind", "score_cap", "logit_cap", "qkv_clip", "gate_clamp", "gate_alpha", "embed_scale",
     "residual_scale", "logit_scale", "farthest", "pad_id", "decoder_start", "dims", "interleaved", "short_mscale",
-    "long_mscale",
+    "long_mscale", "head_activation",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weightkit.config.defaults import Extra, Fields
-from weightkit.config.normal import Rope, StateSpace, Vision
+from weightkit.config.normal import Experts, Rope, StateSpace, Vision
 from weightkit.config.positions import attention_types
 from weightkit.config.reader import Reader, short
 
@@ -82,14 +82,29 @@ def cohere2(read: Reader, fields: Fields) -> Fields:
 
 
 def smollm3(read: Reader, fields: Fields) -> Fields:
-    """Some layers are not rotated: those where no_rope_layers says 0, or every fourth."""
+    """Some layers are not rotated: those where no_rope_layers says 0, or every fourth. Only they have windows."""
+    layers = fields["layers"]
     said = read.values.get("no_rope_layers")
     every = read.size("no_rope_layer_interval", default=4)
-    if said is None:
-        return {"unrotated": frozenset(n for n in range(fields["layers"]) if (n + 1) % every == 0)}
-    if not isinstance(said, list) or len(said) != fields["layers"]:
-        raise read.fail(f"no_rope_layers is {short(said)}, expected a 0 or 1 for each of {fields['layers']} layers")
-    return {"unrotated": frozenset(layer for layer, rotated in enumerate(said) if not rotated)}
+    said = [(layer + 1) % every != 0 for layer in range(layers)] if said is None else said
+    if not isinstance(said, list) or len(said) != layers:
+        raise read.fail(f"no_rope_layers is {short(said)}, expected a 0 or 1 for each of {layers} layers")
+    windows = fields["windows"]
+    if read.values.get("layer_types") is None:
+        windows = tuple(None if rotated else window for rotated, window in zip(said, windows, strict=True))
+    return {"unrotated": frozenset(layer for layer, rotated in enumerate(said) if not rotated), "windows": windows}
+
+
+def internlm(read: Reader, fields: Fields) -> Fields:
+    """Its rope, in words of its own."""
+    inner = read.block("rotary")
+    if inner is None:
+        return {}
+    kind = inner.word("type", known=frozenset(("origin", "dynamic")), default="origin")
+    rope = replace(fields["rope"], theta=inner.positive("base", default=10_000.0))
+    if kind == "dynamic":
+        rope = replace(rope, type="dynamic", factor=inner.positive("scaling_factor", default=1.0))
+    return {"rope": rope}
 
 
 def granite(read: Reader, _: Fields) -> Fields:
@@ -102,15 +117,19 @@ def granite(read: Reader, _: Fields) -> Fields:
     }
 
 
-def gemma(_: Reader, fields: Fields) -> Fields:
+def embedding_by_width(_: Reader, fields: Fields) -> Fields:
     """The embedding is as large as the root of its width."""
     return {"embed_scale": fields["width"] ** 0.5}
 
 
-def gemma2(read: Reader, fields: Fields) -> Fields:
+def gemma(_: Reader, fields: Fields) -> Fields:
+    """The first Gemma's configs say gelu and mean its tanh form."""
+    return {"activation": "gelu_pytorch_tanh"} if fields["activation"] == "gelu" else {}
+
+
+def gemma2(read: Reader, _: Fields) -> Fields:
     """Caps on scores and logits, and a scale of its own on scores."""
     return {
-        **gemma(read, fields),
         "attention_scale": read.positive("query_pre_attn_scalar", default=256.0) ** -0.5,
         "score_cap": _cap(read, "attn_logit_softcapping", 50.0),
         "logit_cap": _cap(read, "final_logit_softcapping", 30.0),
@@ -122,18 +141,27 @@ def _cap(read: Reader, key: str, default: float | None) -> float | None:
     return (read.number(key) if key in read.values else default) or None
 
 
-def gpt_oss(read: Reader, _: Fields) -> Fields:
-    """Gates that are clamped."""
+def gpt_oss(read: Reader, fields: Fields) -> Fields:
+    """Gates that are clamped; without a word of its rope, that of the first of these models."""
+    rope = fields["rope"]
+    if read.get("rope_scaling", "rope_parameters")[1] is None:
+        rope = replace(rope, type="yarn", factor=32.0, original_positions=4096, truncate=False)
     return {
+        "rope": rope,
         "gate_clamp": read.positive("swiglu_limit", default=7.0),
         "gate_alpha": read.positive("swiglu_alpha", default=1.702),
     }
 
 
-def phimoe(_: Reader, fields: Fields) -> Fields:
+def phimoe(read: Reader, fields: Fields) -> Fields:
     """transformers takes the short factors of its longrope at any length, and a scale by length."""
     full: Rope = fields["rope"]
-    return {"rope": replace(full, long_factor=full.short_factor)}
+    mixture: Experts = fields["experts"]
+    routing = replace(mixture.routing, jitter=read.number("router_jitter_noise", default=0.01) or 0.0)
+    return {
+        "rope": replace(full, long_factor=full.short_factor),
+        "experts": replace(mixture, routing=routing),
+    }
 
 
 def gpt_neo(read: Reader, fields: Fields) -> Fields:
@@ -199,7 +227,6 @@ def chatglm(read: Reader, fields: Fields) -> Fields:
 def gemma3(read: Reader, fields: Fields) -> Fields:
     """A scale of its own on scores, and the vision tower of the models that have one: SigLIP."""
     found = {
-        **gemma(read, fields),
         "attention_scale": read.positive("query_pre_attn_scalar", default=256.0) ** -0.5,
         "logit_cap": _cap(read, "final_logit_softcapping", None),
     }
@@ -239,9 +266,9 @@ def bert(read: Reader, _: Fields) -> Fields:
 
 
 def roberta(read: Reader, fields: Fields) -> Fields:
-    """Positions are counted from the one after that of padding."""
+    """Positions are counted from the one after that of padding; the head has an activation of its own."""
     pad = read.size("pad_token_id", default=1, least=0)
-    return {**bert(read, fields), "pad_id": pad}
+    return {**bert(read, fields), "pad_id": pad, "head_activation": "gelu"}
 
 
 def t5(read: Reader, fields: Fields) -> Fields:

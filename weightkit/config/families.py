@@ -76,7 +76,7 @@ DEFAULTS: dict[str, Defaults] = {
         Defaults(
             "qwen3_moe", kv_heads=4, extra=(mixtures.qwen_moe(128, 8, 768, 0),), asked="all", **_ATTENTION_BIAS, **_QWEN
         ),
-        Defaults("gemma", kv_heads=16, extra=(extras.gemma,), **_GEMMA, **_ATTENTION_BIAS),
+        Defaults("gemma", kv_heads=16, extra=(extras.gemma, extras.embedding_by_width), **_GEMMA, **_ATTENTION_BIAS),
         Defaults(
             "gemma2",
             activation_key="hidden_activation",
@@ -85,7 +85,7 @@ DEFAULTS: dict[str, Defaults] = {
             sliding_window=4096,
             full_every=2,
             norms="both",
-            extra=(extras.gemma2,),
+            extra=(extras.gemma2, extras.embedding_by_width),
             **_GEMMA,
             **_ATTENTION_BIAS,
         ),
@@ -103,7 +103,7 @@ DEFAULTS: dict[str, Defaults] = {
                 full_every_key="sliding_window_pattern",
                 window_rope="own theta",
                 norms="both",
-                extra=(extras.gemma3,),
+                extra=(extras.gemma3, extras.embedding_by_width),
                 **{**_GEMMA, "positions": 131_072},
                 **_ATTENTION_BIAS,
             )
@@ -215,7 +215,7 @@ DEFAULTS: dict[str, Defaults] = {
             "mpt",
             grouped=False,
             activation="gelu",
-            eps_key="",
+            eps_key="layer_norm_epsilon",
             eps=1e-5,
             tied=True,
             ffn_ratio=4,
@@ -300,7 +300,7 @@ DEFAULTS: dict[str, Defaults] = {
             extra=(mixtures.experts(routing=Routing("chosen softmax")), extras.granite),
             **_ATTENTION_BIAS,
         ),
-        Defaults("internlm", qkv_bias="bias", output_bias="bias"),
+        Defaults("internlm", qkv_bias="bias", output_bias="bias", extra=(extras.internlm,)),
         Defaults(
             "smollm3",
             kv_heads=4,

@@ -139,6 +139,7 @@ class Config:
     residual_scale: float = 1.0  # on what each half of a block adds
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    head_activation: str | None = None  # of a masked language model, where it is not that of the FFN
     cross_attention: bool = False
     experts: Experts | None = None
     latent: Latent | None = None

@@ -17,7 +17,7 @@ from weightkit.dtypes import Array
 from weightkit.engine.attention import Bias
 from weightkit.engine.block import Block, Run, Turn
 from weightkit.engine.cache import Cache
-from weightkit.engine.functions import F32, linear
+from weightkit.engine.functions import ACTIVATIONS, F32, linear
 from weightkit.engine.positions import alibi_slopes, buckets, depends_on_length, rotation, to_bf16
 from weightkit.engine.tap import CLOSED, Tap
 from weightkit.engine.weights import Weights
@@ -140,10 +140,12 @@ class Engine:
         weights = self.weights
         if "project" in weights:
             x = weights.linear(x, "project")
+        own = "lm_head.decoder.bias"  # where the projection is not the embedding, its bias is its own too
+        at = own if own in weights and not self.config.tied else "lm_head.bias"
         if tokens is None:
-            logits = weights.linear(x, "lm_head")
+            logits = weights.linear(x, "lm_head", at)
         else:
-            bias = weights.get("lm_head.bias")
+            bias = weights.get(at)
             logits = linear(x, weights.rows("lm_head", tokens), None if bias is None else bias[tokens])
         return logits if self.config.logit_scale == 1 else logits * np.float32(self.config.logit_scale)
 
@@ -271,7 +273,8 @@ class Engine:
     def _head(self, x: F32, tap: Tap) -> F32:  # [b, t, width] -> [b, t, vocab]
         config, weights = self.config, self.weights
         if "lm_head.dense" in weights:  # of a masked language model
-            x = self.block.norm(self.block.activation(weights.linear(x, "lm_head.dense")), "lm_head.norm")
+            activation = ACTIVATIONS[config.head_activation] if config.head_activation else self.block.activation
+            x = self.block.norm(activation(weights.linear(x, "lm_head.dense")), "lm_head.norm")
         logits = self.unembed(x)
         if config.logit_cap is not None:
             cap = np.float32(config.logit_cap)

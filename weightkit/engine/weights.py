@@ -47,9 +47,9 @@ class Weights:
         found = np.concatenate([weight.read((slice(int(i), int(i) + 1, 1), across)) for i in wanted])
         return np.asarray(weight.dtype.decode(found)[places.reshape(ids.shape)])
 
-    def linear(self, x: F32, address: str) -> F32:  # [..., in] -> [..., out]
-        """x Wᵀ + b, b being there or not."""
-        weight, bias = self._weight(address), self.get(f"{address}.bias")
+    def linear(self, x: F32, address: str, bias_address: str = "") -> F32:  # [..., in] -> [..., out]
+        """x Wᵀ + b, b being there or not; it is the matrix's own unless its address says otherwise."""
+        weight, bias = self._weight(address), self.get(bias_address or f"{address}.bias")
         if address in self._kept or self._fits(weight):
             return linear(x, self[address], bias)
         y = np.empty((math.prod(x.shape[:-1]), weight.shape[0]), np.float32)
