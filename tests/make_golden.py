@@ -1,42 +1,38 @@
 """Golden logits: what transformers makes of tiny random models, so that parity is tested without torch.
 
-Run with the extra `oracle`: `python -m tests.make_golden`. A golden file keeps, for each variant of a
-family, the config.json, the token ids, and the float32 logits at a few positions. It keeps no weights:
-they come from tiny.weights, seeded.
+Run with the extra `oracle`: `python -m tests.make_golden`, or with the names of some families behind. A golden
+file keeps, for each variant of a family, the config.json, names and shapes as transformers saves them, the
+token ids, and the float32 logits at a few positions. It keeps no weights: they come from tests/tiny.py, seeded.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests import tiny
+from tests import oracle, tiny
+from tests.variants import CASES, CONFIGS, VARIANTS, remote
+from tests.variants.kinds import ABSENT, LONG, VOCAB
+
+__all__ = ["CASES", "LONG", "Golden", "config_of", "ids_of", "load", "read", "reference", "write"]
 
 GOLDEN = Path(__file__).parent / "golden"
 POSITIONS = 6  # kept of each sequence, evenly spread; the last is the longest context
-ABSENT = object()  # in `written`: the key is left out of the config.json
+PADDED = np.s_[:, [0, 3, 4, -2]]  # where padding is
+MOST = 1e-5  # of transformers in float32 from itself in float64: half of what the engine may differ by
 
 F32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A tiny model: changes to a family's config, and what is written otherwise than the weights are made."""
-
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    written: Mapping[str, Any] = field(default_factory=dict)
-    tokens: int = 24
-    # Added to the seed. A few random models amplify rounding so much that transformers in float32 is near
-    # 2e-5 from itself in float64; they would test the machine's matmul, not the engine.
-    seed: int = 0
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,7 @@ class Golden:
     ids: NDArray[np.int64]  # [batch, tokens]
     positions: NDArray[np.int64]
     logits: F32  # [batch, positions, vocab]
+    decoder_ids: NDArray[np.int64] | None  # of models that have an encoder too
 
     def error(self, logits: F32) -> float:
         """max |Δlogit| / std(logit) of logits [batch, tokens, vocab], or [tokens, vocab] of the first sequence."""
@@ -54,133 +51,51 @@ class Golden:
         return float(np.abs(logits[..., self.positions, :] - want).max() / self.logits.std())
 
 
-def rope(kind: str, *, key: str = "rope_parameters", **values: Any) -> dict[str, Any]:
-    """The keys of a rope type in today's form, or as `rope_scaling` and `rope_theta` of before."""
-    if key == "rope_scaling":
-        return {"rope_scaling": {"type": kind, **values}}
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **values}, "rope_theta": ABSENT}
-
-
-SHORT = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]  # a longrope factor for each of the 6 pairs of a head
-LONG = [1.0, 1.5, 2.5, 3.0, 4.0, 6.0]
-LLAMA3: dict[str, Any] = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 32}
-LONGROPE: dict[str, Any] = {"short_factor": SHORT, "long_factor": LONG, "original_max_position_embeddings": 16}
-
-VARIANTS: dict[str, dict[str, Variant]] = {
-    "llama": {
-        "plain": Variant(),
-        "mha": Variant({"num_key_value_heads": 4}),
-        "mqa": Variant({"num_key_value_heads": 1}),
-        "kv-heads-null": Variant({"num_key_value_heads": 4}, {"num_key_value_heads": None}),
-        "kv-heads-absent": Variant({"num_key_value_heads": 4}, {"num_key_value_heads": ABSENT}),
-        "bias": Variant({"attention_bias": True, "mlp_bias": True}),
-        "attention-bias": Variant({"attention_bias": True}),
-        "tied": Variant({"tie_word_embeddings": True}),
-        "tied-with-own-head": Variant(written={"tie_word_embeddings": True}),
-        "head-dim": Variant({"head_dim": 20}),
-        "eps": Variant({"rms_norm_eps": 0.1}),
-        "eps-absent": Variant(written={"rms_norm_eps": ABSENT, "hidden_act": ABSENT}),
-        "gelu": Variant({"hidden_act": "gelu"}),
-        "gelu-tanh": Variant({"hidden_act": "gelu_pytorch_tanh"}),
-        "relu": Variant({"hidden_act": "relu"}),
-        "theta": Variant({"rope_theta": 500.0}),
-        "theta-new-key": Variant(written={**rope("default"), "rope_parameters": {"rope_theta": 700.0}}),
-        "linear": Variant(written=rope("linear", factor=3.0)),
-        "linear-old-key": Variant(written=rope("linear", key="rope_scaling", factor=2.5)),
-        "dynamic-short": Variant(written=rope("dynamic", factor=2.0)),
-        "dynamic-long": Variant({"max_position_embeddings": 16}, rope("dynamic", factor=2.0), tokens=40),
-        "dynamic-old-key": Variant(
-            {"max_position_embeddings": 16}, rope("dynamic", key="rope_scaling", factor=3.0), tokens=30
-        ),
-        "llama3": Variant(written=rope("llama3", **LLAMA3)),
-        "llama3-old-key": Variant({"rope_theta": 300.0}, rope("llama3", key="rope_scaling", **LLAMA3)),
-        "llama3-long": Variant(
-            {"max_position_embeddings": 32}, rope("llama3", **LLAMA3 | {"original_max_position_embeddings": 16}), 40
-        ),
-        "yarn": Variant(written=rope("yarn", **YARN)),
-        "yarn-long": Variant(
-            {"max_position_embeddings": 32}, rope("yarn", **YARN | {"original_max_position_embeddings": 8}), 40
-        ),
-        "yarn-attention-factor": Variant(written=rope("yarn", **YARN, attention_factor=1.3), seed=1),
-        "yarn-mscale": Variant(written=rope("yarn", **YARN, mscale=0.7, mscale_all_dim=1.6)),
-        "yarn-exact-range": Variant(written=rope("yarn", **YARN, beta_fast=4.0, beta_slow=0.5, truncate=False)),
-        "yarn-factor-null": Variant(written=rope("yarn", factor=None, original_max_position_embeddings=16)),
-        "yarn-old-key": Variant({"rope_theta": 200.0}, rope("yarn", key="rope_scaling", **YARN)),
-        "longrope-short": Variant(written=rope("longrope", **LONGROPE), tokens=12),
-        "longrope-at-original": Variant(written=rope("longrope", **LONGROPE), tokens=16),
-        "longrope-long": Variant(written=rope("longrope", **LONGROPE), tokens=40),
-        "longrope-factor": Variant(written=rope("longrope", **LONGROPE, factor=8.0)),
-        "longrope-attention-factor": Variant(written=rope("longrope", **LONGROPE, attention_factor=1.25)),
-        "longrope-original-outside": Variant(
-            written={**rope("longrope", **LONGROPE), "original_max_position_embeddings": 20}
-        ),
-    },
-    "mistral": {
-        "window": Variant(),
-        "window-of-one": Variant({"sliding_window": 1}),
-        "window-wider": Variant({"sliding_window": 30}),
-        "window-null": Variant({"sliding_window": None}),
-        "head-dim-absent": Variant({"head_dim": 12}, {"head_dim": ABSENT}),
-        "tied": Variant({"tie_word_embeddings": True, "rope_theta": 1e6}),
-    },
-    "qwen2": {
-        "window-unused": Variant({"sliding_window": 5, "use_sliding_window": False}),
-        "windows": Variant({"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}),
-        "layer-types": Variant(
-            {
-                "sliding_window": 6,
-                "use_sliding_window": True,
-                "max_window_layers": 3,
-                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-            }
-        ),
-        "tied": Variant({"tie_word_embeddings": True, "rms_norm_eps": 0.05}),
-        "yarn": Variant(written=rope("yarn", **YARN)),
-    },
-    "qwen3": {
-        "plain": Variant(),
-        "bias": Variant({"attention_bias": True}),
-        "head-dim": Variant({"head_dim": 20, "num_key_value_heads": 1}),
-        "windows": Variant({"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 2}),
-        "tied": Variant({"tie_word_embeddings": True, "rms_norm_eps": 0.2}),
-    },
-    "gpt2": {
-        "plain": Variant(),
-        "scale-by-layer": Variant({"scale_attn_by_inverse_layer_idx": True}),
-        "unscaled": Variant({"scale_attn_weights": False}),
-        "unscaled-by-layer": Variant({"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}),
-        "n-inner": Variant({"n_inner": 80}),
-        "gelu": Variant({"activation_function": "gelu"}),
-        "eps": Variant({"layer_norm_epsilon": 0.1}),
-        "defaults": Variant(written=dict.fromkeys(("n_inner", "activation_function", "layer_norm_epsilon"), ABSENT)),
-        "full-length": Variant({"n_positions": 24}),
-    },
-}
-CASES = [(family, name) for family, variants in VARIANTS.items() for name in variants]
-
-
 def seed_of(family: str, name: str) -> int:
     """The seed of a variant's weights and ids: its own, whatever other variants there are."""
     return zlib.crc32(f"{family}/{name}".encode()) % 10_000 + VARIANTS[family][name].seed
 
 
+def made_from(family: str, name: str) -> dict[str, Any]:
+    """The config that a variant's weights are made by."""
+    return {**CONFIGS[family], **VARIANTS[family][name].changes}
+
+
 def config_of(family: str, name: str) -> dict[str, Any]:
     """The config.json of a variant."""
-    variant = VARIANTS[family][name]
-    config = {**tiny.CONFIGS[family], **variant.changes, **variant.written}
+    if VARIANTS[family][name].saved:
+        return dict(kept(family)[f"{name}/config"])
+    config = {**made_from(family, name), **VARIANTS[family][name].written}
     return {key: value for key, value in config.items() if value is not ABSENT}
+
+
+def shapes_of(family: str, name: str) -> Shapes:
+    """Names and shapes of a variant's file."""
+    if family in tiny.CONFIGS:
+        return tiny.shapes(made_from(family, name))
+    return {tensor: tuple(shape) for tensor, shape in kept(family)[f"{name}/shapes"].items()}
+
+
+def vocab_of(family: str) -> int:
+    """How many tokens the models of a family have."""
+    return 97 if family in tiny.CONFIGS else VOCAB["vocab_size"]
 
 
 def ids_of(family: str, name: str, sequences: int = 2) -> NDArray[np.int64]:
     """Two sequences of random tokens."""
     random = np.random.RandomState(seed_of(family, name))  # frozen by numpy for good
-    return random.randint(0, 97, (sequences, VARIANTS[family][name].tokens)).astype(np.int64)
+    ids = random.randint(0, vocab_of(family), (sequences, VARIANTS[family][name].tokens)).astype(np.int64)
+    pad = VARIANTS[family][name].pad
+    if pad is not None:
+        ids[PADDED] = pad
+    return ids
+
+
+def decoder_ids_of(family: str, name: str) -> NDArray[np.int64] | None:
+    """What the decoder of a model with an encoder reads: other tokens, and fewer."""
+    if family not in oracle.ENCODER_DECODERS:
+        return None
+    return (ids_of(family, name)[:, ::-1] * 5 % vocab_of(family))[:, 5:]
 
 
 def kept_positions(tokens: int) -> NDArray[np.int64]:
@@ -188,59 +103,107 @@ def kept_positions(tokens: int) -> NDArray[np.int64]:
     return np.linspace(0, tokens - 1, POSITIONS).round().astype(np.int64)
 
 
+def weights_of(family: str, name: str, *, seed: int | None = None) -> tiny.Tensors:
+    """The weights of a variant. Gemma's norms multiply by 1 + w."""
+    seed = seed_of(family, name) if seed is None else seed
+    return tiny.of_shapes(shapes_of(family, name), seed, norm=0.0 if family.startswith("gemma") else 1.0)
+
+
 def write(folder: Path, family: str, name: str, *, seed: int | None = None, dtype: str = "F32") -> Path:
     """The checkpoint folder of a variant."""
-    made_from = {**tiny.CONFIGS[family], **VARIANTS[family][name].changes}
-    seed = seed_of(family, name) if seed is None else seed
-    kept = {key: array.astype(tiny.NUMPY[dtype]) for key, array in tiny.weights(made_from, seed).items()}
-    tiny.write(folder, family, tensors=kept)
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: array.astype(tiny.NUMPY[dtype]) for key, array in weights_of(family, name, seed=seed).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config_of(family, name), indent=1))
     return folder
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, dtype: str = "float32") -> Any:
     """The model as transformers loads it, in float32 and with its plainest attention."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype="float32", attn_implementation="eager", local_files_only=True
-    ).eval()
+    return oracle.load(remote.told(folder), dtype)
 
 
-def reference(folder: Path, ids: NDArray[np.int64]) -> F32:
+def reference(
+    folder: Path, ids: NDArray[np.int64], decoder_ids: NDArray[np.int64] | None = None, dtype: str = "float32"
+) -> F32:
     """Logits by transformers, [batch, tokens, vocab]. The model is loaded anew: `dynamic` rope remembers lengths."""
-    import torch
-
-    with torch.no_grad():
-        logits = load(folder)(torch.from_numpy(ids), use_cache=False).logits
-    return np.asarray(logits.float().numpy())
+    return oracle.logits(load(folder, dtype), ids, decoder_ids)
 
 
-def make(family: str, name: str) -> dict[str, NDArray[Any]]:
-    """What a golden file keeps of one variant."""
-    ids = ids_of(family, name)
+def text(value: Any) -> NDArray[np.uint8]:
+    """JSON, as an array."""
+    return np.frombuffer(json.dumps(value, sort_keys=True).encode(), np.uint8)
+
+
+def make(family: str, name: str) -> tuple[dict[str, NDArray[Any]], float]:
+    """What a golden file keeps of one variant, and how far its logits are from those of float64."""
+    ids, decoder_ids = ids_of(family, name), decoder_ids_of(family, name)
     with tempfile.TemporaryDirectory() as folder:
-        logits = reference(write(Path(folder), family, name), ids)
-    config = np.frombuffer(json.dumps(config_of(family, name), sort_keys=True).encode(), np.uint8)
-    return {"config": config, "ids": ids.astype(np.int16), "logits": logits[:, kept_positions(ids.shape[1])]}
+        at = write(Path(folder), family, name)
+        logits = reference(at, ids, decoder_ids)
+        exact = reference(at, ids, decoder_ids, "float64")
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": ids.astype(np.int16),
+        "logits": logits[:, kept_positions(logits.shape[1])],
+    }
+    if decoder_ids is not None:
+        arrays["decoder_ids"] = decoder_ids.astype(np.int16)
+    return arrays, float(np.abs(logits - exact).max() / exact.std())
+
+
+def described(family: str, name: str) -> dict[str, Any]:
+    """What transformers says of a variant that we do not: names, shapes, and config.json where it writes that."""
+    if family in tiny.CONFIGS:
+        return {}
+    variant = VARIANTS[family][name]
+    config, shapes = remote.described(made_from(family, name))
+    said: dict[str, Any] = {f"{name}/shapes": {**shapes, **variant.added}}
+    return said | ({f"{name}/config": config} if variant.saved else {})
+
+
+@cache
+def kept(family: str) -> dict[str, Any]:
+    """What the golden file of a family keeps: arrays, and what is JSON in it."""
+    with np.load(GOLDEN / f"{family}.npz") as file:
+        return {key: json.loads(file[key].tobytes()) if file[key].dtype == np.uint8 else file[key] for key in file}
 
 
 def read(family: str, name: str) -> Golden:
     """One variant from its golden file."""
-    with np.load(GOLDEN / f"{family}.npz") as file:
-        config, ids, logits = (file[f"{name}/{key}"] for key in ("config", "ids", "logits"))
-    return Golden(json.loads(config.tobytes()), ids.astype(np.int64), kept_positions(ids.shape[1]), logits)
+    file = kept(family)
+    config, ids, logits = (file[f"{name}/{key}"] for key in ("config", "ids", "logits"))
+    decoder_ids = file.get(f"{name}/decoder_ids")
+    return Golden(
+        config,
+        ids.astype(np.int64),
+        kept_positions((ids if decoder_ids is None else decoder_ids).shape[1]),
+        logits,
+        None if decoder_ids is None else decoder_ids.astype(np.int64),
+    )
 
 
-def main() -> None:
-    """Write every golden file."""
+def make_family(family: str) -> None:
+    """Write the golden file of a family: first what transformers says, which the weights are made by."""
+    said = {key: value for name in VARIANTS[family] for key, value in described(family, name).items()}
+    arrays = {key: text(value) for key, value in said.items()}
+    np.savez_compressed(GOLDEN / f"{family}.npz", allow_pickle=False, **arrays)
+    kept.cache_clear()
+    arrays |= {f"{name}/config": text(config_of(family, name)) for name in VARIANTS[family]}
+    for name in VARIANTS[family]:
+        made, error = make(family, name)
+        arrays |= {f"{name}/{key}": array for key, array in made.items()}
+        print(f"{family}/{name}: {error:.1e}{' is too much' if error > MOST else ''}", flush=True)
+    np.savez_compressed(GOLDEN / f"{family}.npz", allow_pickle=False, **arrays)
+
+
+def main(families: list[str]) -> None:
+    """Write golden files, of all families or of some."""
     GOLDEN.mkdir(exist_ok=True)
-    for family, variants in VARIANTS.items():
-        arrays = {f"{name}/{key}": array for name in variants for key, array in make(family, name).items()}
-        np.savez_compressed(GOLDEN / f"{family}.npz", allow_pickle=False, **arrays)
+    for family in families or VARIANTS:
+        make_family(family)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

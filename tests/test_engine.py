@@ -59,9 +59,16 @@ def residuals(engine: Engine, ids: Any, cache: Cache | None = None) -> list[F32]
 @pytest.mark.parametrize(("family", "name"), golden.CASES)
 def test_logits_are_those_of_transformers(family: str, name: str, tmp_path: Path) -> None:
     model, kept = wk.open(golden.write(tmp_path, family, name)), golden.read(family, name)
-    assert kept.error(model.logits(kept.ids)) < TOLERANCE
-    for alone, want in zip(kept.ids, kept.logits, strict=True):
-        assert error(model.logits(alone)[kept.positions], want) < TOLERANCE
+    ids, decoder_ids = kept.ids, kept.decoder_ids
+    assert kept.error(model.logits(ids, decoder_ids=decoder_ids)) < TOLERANCE
+    for row, want in enumerate(kept.logits):
+        alone = model.logits(ids[row], decoder_ids=None if decoder_ids is None else decoder_ids[row])
+        assert error(alone[kept.positions], want) < TOLERANCE
+    twice = model.logits(
+        np.tile(ids, (2, 1)), decoder_ids=None if decoder_ids is None else np.tile(decoder_ids, (2, 1))
+    )
+    assert kept.error(twice[:2]) < TOLERANCE
+    assert kept.error(twice[2:]) < TOLERANCE
 
 
 @pytest.mark.parametrize(("family", "name"), golden.CASES)

@@ -6,6 +6,7 @@ Weights depend on (seed, name) only, so a golden file needs to keep no weights.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,16 +120,42 @@ def _gpt2(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return out
 
 
+# Tensors that are not as the others are, by their names: mean and deviation of their numbers. Choices of experts
+# are clear, scores that nothing divides stay soft, and a state is neither forgotten nor grown without end.
+SPECIAL = {
+    r"(mlp\.gate|mlp\.router|block_sparse_moe\.gate|block_sparse_moe\.router\.layer)\.weight$": (0.0, 0.3),
+    r"e_score_correction_bias$": (0.0, 0.2),
+    r"(SelfAttention|EncDecAttention)\.q\.weight$": (0.0, 0.06),
+    r"attn\.attention\.q_proj\.weight$": (0.0, 0.06),
+    r"relative_attention_bias\.weight$": (0.0, 1.0),
+    r"\.sinks$": (0.0, 1.0),
+    r"mixer\.A_log$": (0.5, 0.5),
+    r"mixer\.D$": (1.0, 0.3),
+    r"mixer\.dt_proj\.bias$": (-2.0, 0.5),
+    r"mixer\.conv1d\.weight$": (0.0, 0.4),
+}
+NORM = re.compile(r"(norm|ln_|\.ln\.).*weight$", re.IGNORECASE)
+
+
 def weights(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     """Float32 weights, every one random, norms around 1."""
-    return {name: _random(name, shape, seed) for name, shape in shapes(config).items()}
+    return of_shapes(shapes(config), seed)
 
 
-def _random(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+def of_shapes(shapes: Mapping[str, tuple[int, ...]], seed: int = 0, *, norm: float = 1.0) -> Tensors:
+    """Float32 weights of names and shapes, every one random, norms around `norm`."""
+    return {name: _random(name, shape, seed, norm) for name, shape in shapes.items()}
+
+
+def _random(name: str, shape: tuple[int, ...], seed: int, norm: float) -> NDArray[np.float32]:
     random = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)  # frozen by numpy for good
-    values = random.standard_normal(shape) * (0.2 if len(shape) > 1 else 0.1)
-    is_norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
-    return (values + (1.0 if is_norm else 0.0)).astype(np.float32)
+    mean, deviation = _range(name, shape, norm)
+    return (random.standard_normal(shape) * deviation + mean).astype(np.float32)
+
+
+def _range(name: str, shape: tuple[int, ...], norm: float) -> tuple[float, float]:
+    special = next((range for pattern, range in SPECIAL.items() if re.search(pattern, name)), None)
+    return special or (norm if NORM.search(name) else 0.0, 0.2 if len(shape) > 1 else 0.1)
 
 
 NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
