@@ -270,4 +270,4 @@ def side_by_side(a: Model, b: Model, prompt: str | Sequence[int], max_tokens: in
     """
     from weightkit.effect.side_by_side import side_by_side
 
-    return side_by_side(a.engine, b.engine, a.ids(prompt), max_tokens, a.end_ids, a.text)
+    return side_by_side(a.engine, b.engine, a.ids(prompt), max_tokens, a.end_ids, a.decode)
