@@ -160,6 +160,11 @@ def test_a_file_that_changes_is_not_read_from_memory(deflated: tuple[Deflated, A
 GOOD = {
     "as numpy writes it": described(),
     "without spaces": "{'descr':'<f4','fortran_order':False,'shape':(2,)}",
+    "double quotes": '{"descr": "<f4", "fortran_order": False, "shape": (2,)}',
+    "quotes of both kinds": """{"descr": '<f4', 'fortran_order': False, "shape": (2,)}""",
+    "a space before the bracket": described(shape="(2, )"),
+    "spaces where they may be": "{ 'descr' : '<f4' , 'fortran_order' : False , 'shape' : ( 2 , ) , }",
+    "a scalar with a space": described("'<f8'", shape="( )"),
     "another order of keys": "{'shape': (2,), 'fortran_order': False, 'descr': '<f4'}",
     "Python 2": described(shape="(2L,)"),
     "bytes of any order": described("'|u1'", shape="(8,)"),
@@ -167,6 +172,7 @@ GOOD = {
     "three sizes": described("'<u1'", shape="( 2, 2 , 2 )"),
 }
 BAD = {
+    "two quotes that differ": """{'descr': '<f4", 'fortran_order': False, 'shape': (2,)}""",
     "nothing": "",
     "a list": "[]",
     "a name": "descr",

@@ -55,8 +55,9 @@ _KEYS = {"descr", "fortran_order", "shape"}
 # One `'key': value,` of a header: text, a truth value, a tuple of natural numbers, or the start of a list.
 _SIZE = r"\s*(?:0|[1-9][0-9]{0,18})L?\s*"  # L: Python 2
 _ITEM = re.compile(
-    r"\s*'(?P<key>\w{1,20})'\s*:\s*(?:(?P<list>\[)|"
-    rf"(?:'(?P<text>[^'\\]{{0,64}})'|(?P<truth>True|False)|(?P<shape>\((?:{_SIZE},)*(?:{_SIZE})?\)))"
+    r"\s*(?P<q>['\"])(?P<key>\w{1,20})(?P=q)\s*:\s*(?:(?P<list>\[)|"
+    r"(?:(?P<t>['\"])(?P<text>[^'\"\\]{0,64})(?P=t)|(?P<truth>True|False)|"
+    rf"(?P<shape>\((?:{_SIZE},)*(?:{_SIZE}|\s*)\)))"
     r"\s*(?:,|(?=\})))"
 )
 
