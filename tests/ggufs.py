@@ -46,6 +46,8 @@ def heads_of(config: Config) -> tuple[int, int, int]:
     return heads, kv, first(config, "head_dim", "d_kv", default=width // heads)
 
 
+EPS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layernorm_epsilon")
+
 # ── metadata ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -63,7 +65,7 @@ def metadata(config: Config) -> dict[str, Any]:
         "attention.head_count": heads,
         "attention.head_count_kv": kv,
         "attention.layer_norm_rms_epsilon": first(config, "rms_norm_eps"),
-        "attention.layer_norm_epsilon": first(config, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+        "attention.layer_norm_epsilon": first(config, *EPS),
         "expert_count": first(config, "num_local_experts", "num_experts", "n_routed_experts"),
         "expert_used_count": config.get("num_experts_per_tok"),
         "vocab_size": config["vocab_size"],
@@ -195,6 +197,7 @@ OWN_METADATA: dict[str, Callable[[Config], dict[str, Any]]] = {
     "phimoe": _phi3,
     "gpt_neox": lambda c: {"use_parallel_residual": c["use_parallel_residual"]},
     "stablelm": lambda c: {"use_parallel_residual": c["use_parallel_residual"]},
+    "gptj": lambda c: {"rope.dimension_count": c["rotary_dim"]},
     "mpt": lambda c: {"attention.layer_norm_epsilon": 1e-5, "attention.max_alibi_bias": 8.0},
     "olmo": lambda c: {"attention.layer_norm_epsilon": 1e-5, "attention.clamp_kqv": c.get("clip_qkv")},
     "olmo3": _window,
@@ -276,6 +279,10 @@ def granite(name: str, array: Array, config: Config) -> Iterator[Named]:
         yield from permuted(name, array, config)
 
 
+def chatglm(name: str, array: Array, _: Config) -> Iterator[Named]:
+    yield name.removeprefix("transformer."), array
+
+
 def bert(name: str, array: Array, _: Config) -> Iterator[Named]:
     if not name.startswith(("bert.pooler.", "cls.")):
         yield name.removeprefix("bert."), array
@@ -307,6 +314,7 @@ CHANGES: dict[str, Change] = {
     "granitemoe": granite,
     "gpt_oss": gpt_oss,
     "bert": bert,
+    "chatglm": chatglm,
 }
 _EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
 _HEAD = re.compile(r"(.*_layernorm)\.norms\.(\d+)\.weight")
@@ -328,9 +336,10 @@ def changed(config: Config, tensors: Mapping[str, Array]) -> dict[str, Array]:
     return found | {name: np.stack([parts[i] for i in range(len(parts))]) for name, parts in stacks.items()}
 
 
-def named(config: Config, tensors: Mapping[str, Array]) -> dict[str, Array]:
+def named(config: Config, tensors: Mapping[str, Array], architecture: str | None = None) -> dict[str, Array]:
     """The tensors by their names in GGUF."""
-    kind = next(k for k, n in gguf.MODEL_ARCH_NAMES.items() if n == ARCHITECTURES[config["model_type"]])
+    architecture = architecture or ARCHITECTURES[config["model_type"]]
+    kind = next(k for k, n in gguf.MODEL_ARCH_NAMES.items() if n == architecture)
     layers = first(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     table = gguf.get_tensor_name_map(kind, max(layers, config.get("num_decoder_layers") or 0))
     found: dict[str, Array] = {}
@@ -358,7 +367,7 @@ def rope_factors(config: Config) -> dict[str, Array]:
 
 def write(path: Path, config: Config, tensors: Mapping[str, Array], **options: Any) -> Path:
     """The GGUF file of a model; the options are those of `write_named`."""
-    return write_named(path, config, named(config, tensors), **options)
+    return write_named(path, config, named(config, tensors, options.get("architecture")), **options)
 
 
 def write_named(
@@ -368,12 +377,13 @@ def write_named(
     *,
     types: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
+    architecture: str | None = None,
 ) -> Path:
     """A GGUF file of tensors that have their names in GGUF.
 
     `types` says what tensors are quantised to, by a part of their names, `more` what is in the metadata besides.
     """
-    architecture = ARCHITECTURES[config["model_type"]]
+    architecture = architecture or ARCHITECTURES[config["model_type"]]
     writer: Any = gguf.GGUFWriter(path, architecture)
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in {**metadata(config), **(more or {})}.items():

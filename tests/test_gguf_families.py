@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import weightkit as wk
 from tests import ggufs, test_families
+from tests import make_golden as golden
+from weightkit.assembly.slots import expand, items_of, said
 from weightkit.model import Model
 
 SAVED = test_families.SAVED
@@ -119,6 +123,63 @@ IDS = np.random.RandomState(0).randint(0, 97, 30)
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_weights_and_logits(tmp_path: Path, case: str) -> None:
     same(*twins(tmp_path, case))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("t5")])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
+    pytest.importorskip("transformers")
+    _, other = twins(tmp_path, case)
+    assert error(other.logits(IDS), golden.reference(tmp_path / "hf", IDS[None])[0]) < 1e-5
+
+
+# Families that transformers does not have, or whose files llama.cpp calls otherwise: (config, architecture).
+SMALL = {"vocab_size": 97, "hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "qwen": ({**SMALL, "model_type": "qwen", "intermediate_size": 160, "kv_channels": 12, "seq_length": 64}, "qwen"),
+    "chatglm": (
+        {
+            "model_type": "chatglm",
+            "padded_vocab_size": 97,
+            "vocab_size": 97,
+            "hidden_size": 48,
+            "num_attention_heads": 4,
+            "num_layers": 2,
+            "ffn_hidden_size": 80,
+            "kv_channels": 12,
+            "multi_query_attention": True,
+            "multi_query_group_num": 2,
+            "num_key_value_heads": 2,
+            "add_qkv_bias": True,
+            "layernorm_epsilon": 1e-5,
+            "seq_length": 64,
+        },
+        "chatglm",
+    ),
+    "internlm2": ({**SAVED["llama"]["config"]}, "internlm2"),
+    "mistral3": ({**SAVED["mistral"]["config"], "sliding_window": None}, "mistral3"),
+    "gptj": ({**SAVED["gptj"]["config"]}, "gptj"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_names_of_architectures(tmp_path: Path, case: str) -> None:
+    config, architecture = OTHERS[case]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    described = wk.open(tmp_path / "config.json").registry
+    assert described.architecture is not None
+    assert described.config is not None
+    items = items_of(described.architecture, described.config, gguf=False)
+    places = expand(items, described.config, described.architecture.prefixes[0])
+    shapes = {said(item, fill): item.stored for item, fill in places if item.slot.optional != "extra"}
+    rng = np.random.default_rng(5)
+    tensors = {name: rng.normal(size=shape).astype(np.float32) * np.float32(0.15) for name, shape in shapes.items()}
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    path = ggufs.write(tmp_path / "m.gguf", config, tensors, architecture=architecture)
+    same(wk.open(tmp_path / "hf"), wk.open(path))
 
 
 def wider(variant: str) -> tuple[dict[str, Any], test_families.Tensors]:

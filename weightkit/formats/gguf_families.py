@@ -182,6 +182,11 @@ def _stablelm(said: Said, _: Fields) -> Fields:
     return found | ({} if parallel is None else {"use_parallel_residual": parallel})
 
 
+def _gptj(said: Said, _: Fields) -> Fields:
+    rotated = said.get("rope.dimension_count")
+    return {} if rotated is None else {"rotary_dim": rotated}
+
+
 def _neox(said: Said, _: Fields) -> Fields:
     parallel = said.get("use_parallel_residual")
     return {} if parallel is None else {"use_parallel_residual": parallel}
@@ -248,7 +253,7 @@ FAMILIES: dict[str, Family] = {  # by general.architecture
     "phi3": Family("phi3", partial=True),
     "phimoe": Family("phimoe", biases=_BIAS, extra=_phimoe),
     "gpt2": Family("gpt2", _GPT_EPS),
-    "gptj": Family("gptj", _GPT_EPS),
+    "gptj": Family("gptj", _GPT_EPS, extra=_gptj),
     "gptneox": Family("gpt_neox", _NORM_EPS, biases=_BIAS, partial=True, extra=_neox),
     "falcon": Family("falcon", _GPT_EPS, biases=("bias",), extra=_falcon),
     "bloom": Family("bloom", _GPT_EPS),
