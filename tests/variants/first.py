@@ -35,6 +35,9 @@ VARIANTS: dict[str, Variants] = {
         "llama3-long": Variant(
             {"max_position_embeddings": 32}, rope("llama3", **LLAMA3 | {"original_max_position_embeddings": 16}), 40
         ),
+        "llama3-range": Variant(
+            written=rope("llama3", **LLAMA3 | {"low_freq_factor": 1.5, "high_freq_factor": 6.0}),
+        ),
         "yarn": Variant(written=rope("yarn", **YARN)),
         "yarn-long": Variant(
             {"max_position_embeddings": 32}, rope("yarn", **YARN | {"original_max_position_embeddings": 8}), 40
