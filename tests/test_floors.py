@@ -18,6 +18,7 @@ FLOORS = {
     "files": 0,
     "strictjson": 0,
     "dtypes": 0,
+    "compiled": 0,
     "kernels": 0,
     "parallel": 0,
     "demo": 0,  # data

@@ -1,13 +1,25 @@
-"""The few inner loops over numbers that several rooms share."""
+"""The few inner loops over numbers that several rooms share, and the threads that run the compiled ones."""
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import functools
 import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weightkit.dtypes import Array
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +88,185 @@ class Moments:
     def kurtosis(self) -> float:
         """The fourth standardised moment less 3 (excess); NaN where all numbers are equal."""
         return self.count * self.m4 / (self.m2 * self.m2) - 3 if self.m2 > 0 else math.nan
+
+
+# ── threads ────────────────────────────────────────────────────────────────────────────────────────────
+
+PATIENCE = 2000  # turns that a thread without work waits before it sleeps: about half a millisecond
+
+
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Crew:
+    """The threads that the engine works with: the one that asks, and helpers that wait for work.
+
+    Helpers wait awake for a moment, as a matrix is followed by another, and sleep after that.
+    """
+
+    def __init__(self) -> None:
+        self.size = processors()
+        self._lock = threading.Lock()
+        self._idle: list[SimpleQueue[bool]] = []
+        self._helpers: list[tuple[threading.Thread, SimpleQueue[bool]]] = []
+        self._pool: ThreadPoolExecutor | None = None
+
+    def resize(self, count: int | None) -> None:
+        """Work with so many threads; None for one on each processor that this process may use."""
+        self.dismiss()
+        self.size = count or processors()
+
+    def dismiss(self) -> None:
+        """Let the helpers go; they come back when there is work."""
+        with self._lock:
+            helpers, self._helpers = self._helpers, []
+            for _, call in helpers:
+                call.put(False)
+            for thread, _ in helpers:
+                thread.join()
+            self._idle.clear()
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+
+    def map(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
+        """Call a function that releases the GIL for every task, by all threads."""
+        if self.size == 1 or len(tasks) < 2:
+            for task in tasks:
+                function(task)
+            return
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(self.size)
+        for _ in self._pool.map(function, tasks):
+            pass
+
+    def run(self, desk: Desk, arguments: list[int], parts: int) -> None:
+        """Do a compiled job with all threads."""
+        with self._lock:
+            if parts > 1 and len(self._helpers) < self.size - 1:
+                self._hire(desk)
+            while parts > 1 and self._idle:
+                self._idle.pop().put(True)
+            desk.run(arguments, parts)
+
+    def _hire(self, desk: Desk) -> None:
+        for _ in range(self.size - 1):
+            call: SimpleQueue[bool] = SimpleQueue()
+            thread = threading.Thread(target=self._help, args=(desk, call), name="weightkit", daemon=True)
+            self._helpers.append((thread, call))
+            thread.start()
+
+    def _help(self, desk: Desk, call: SimpleQueue[bool]) -> None:
+        staying = True
+        while staying:
+            desk.share(PATIENCE)
+            self._idle.append(call)
+            staying = call.get()
+
+
+class Desk:
+    """Where the arguments of a compiled job lie while threads share it."""
+
+    def __init__(self) -> None:
+        from weightkit import compiled
+        from weightkit.compiled.loops import ARGUMENTS
+
+        self._numbers = (ctypes.c_int64 * compiled.DESK)()
+        self._arguments = slice(compiled.FIRST_ARGUMENT, compiled.FIRST_ARGUMENT + len(ARGUMENTS))
+        self._address = ctypes.addressof(self._numbers)
+        self._run, self._share = compiled.sharing()
+
+    def run(self, arguments: list[int], parts: int) -> None:
+        """Do a job."""
+        self._numbers[self._arguments] = arguments
+        self._run(self._address, parts)
+
+    def share(self, patience: int) -> None:
+        """Help with jobs until there was none for so many turns."""
+        self._share(self._address, patience)
+
+
+crew = Crew()
+atexit.register(crew.dismiss)  # while compiled code still lies where the helpers run it
+if hasattr(os, "register_at_fork"):  # a child has this thread only
+    os.register_at_fork(after_in_child=lambda: Crew.__init__(crew))
+
+
+# ── compiled loops over stored weights ─────────────────────────────────────────────────────────────────
+
+PART_BYTES = 1 << 15  # of weights that a thread takes at a time
+
+
+@functools.cache
+def _desk() -> Desk:
+    return Desk()
+
+
+@functools.cache
+def available() -> bool:
+    """Whether there are compiled loops: not without llvmlite, nor where WEIGHTKIT_KERNELS is numpy."""
+    if os.environ.get("WEIGHTKIT_KERNELS") == "numpy" or sys.byteorder != "little":
+        return False
+    try:
+        _desk()
+    except (ImportError, OSError, RuntimeError):  # or on a machine that LLVM does not know
+        return False
+    return True
+
+
+class Matrix:
+    """Rows of stored weights where they lie in memory, for the compiled loops.
+
+    `stored` is [rows, row], a row being stored elements, or bytes for a type with blocks; or [runs, rows of a
+    run, row], for the runs of rows of a fused tensor. Transposed, a row goes along `out`.
+
+    Raises ValueError where no loop can read it.
+    """
+
+    def __init__(self, kind: str, stored: Array, *, transposed: bool = False) -> None:
+        from weightkit.compiled import direct, kernel
+        from weightkit.compiled.numbers import BLOCKS
+
+        runs, rows, row = (1, *stored.shape) if stored.ndim == 2 else stored.shape
+        if kind not in BLOCKS or not stored.size or stored.strides[-1] != stored.itemsize or min(stored.strides) < 0:
+            raise ValueError(f"rows of {kind} in steps of {stored.strides} bytes are not for the compiled loops")
+        self._numbers, self._bytes = BLOCKS[kind]
+        if transposed and (runs > 1 or self._numbers > 1):
+            raise ValueError("a transposed matrix is one run of rows of single numbers")
+        self._stored = stored  # which keeps the memory
+        self._row = row * stored.itemsize // self._bytes * self._numbers
+        self.transposed = transposed
+        self.shape = (self._row, rows) if transposed else (runs * rows, self._row)  # [out, in]
+        self._rows = (stored.strides[-2], rows, stored.strides[0])
+        self._address = stored.ctypes.data
+        self._kernel = kernel("columns" if transposed else "dots", kind)
+        self._widen = direct("wide", kind)
+        out = self.shape[0]
+        self._step = max(64, -(-out // 1024) * 64) if transposed else max(1, PART_BYTES // (row * stored.itemsize))
+
+    def linear(self, x: Array) -> Array:  # [r, in] -> [r, out]
+        """x Wᵀ for few rows of float32. What becomes of a row depends on no other, nor on the number of threads."""
+        (out, width), step = self.shape, self._step
+        x = np.ascontiguousarray(x, np.float32)
+        y = (np.zeros if self.transposed else np.empty)((len(x), out), np.float32)
+        xs = (x.ctypes.data, 4 * width, len(x), width)
+        job = [self._kernel, step, out, *xs, self._address, *self._rows, y.ctypes.data, 4 * out]
+        crew.run(_desk(), job, -(-out // step))
+        return y
+
+    def widened(self, first: int, last: int) -> Array:  # -> [last - first, in]
+        """Some rows of W as float32, by this thread alone."""
+        if self.transposed:
+            y = np.empty((self.shape[1], last - first), np.float32)
+            address, start, stop = self._address + first * self._bytes, 0, len(y)
+        else:
+            y = np.empty((last - first, self._row), np.float32)
+            address, start, stop = self._address, first, last
+        step = 4 * y.shape[1]
+        job = (0, 0, 0, 0, 0, 0, y.shape[1], address, *self._rows, y.ctypes.data - start * step, step)
+        self._widen((ctypes.c_int64 * len(job))(*job), start, stop)
+        return y.T if self.transposed else y

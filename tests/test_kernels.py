@@ -1,0 +1,180 @@
+"""The compiled loops against plain numpy: every bit pattern, every layout, any number of rows and of threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from weightkit.dtypes import DTYPES, Array
+from weightkit.kernels import Crew, Matrix, crew
+
+random = np.random.default_rng(0)
+PLAIN = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+BLOCKED = ("Q8_0", "Q4_0")
+
+
+@pytest.fixture
+def resized() -> Iterator[Crew]:
+    size = crew.size
+    yield crew
+    crew.resize(size)
+
+
+def stored(kind: str, rows: int, width: int) -> tuple[Array, Array]:
+    """Random weights: as a file has them, and as numbers."""
+    values = random.standard_normal((rows, width)).astype(np.float32)
+    if kind in BLOCKED:
+        made = gguf.quantize(values, gguf.GGMLQuantizationType[kind])
+        return made, gguf.dequantize(made, gguf.GGMLQuantizationType[kind])
+    bits = DTYPES[kind].encode(values.astype(np.float64))
+    return bits, DTYPES[kind].decode(bits)
+
+
+def x_of(rows: int, width: int) -> NDArray[np.float32]:
+    return random.standard_normal((rows, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "F8_E4M3", "F8_E5M2"])
+def test_every_bit_pattern_is_widened_to_its_number(kind: str) -> None:
+    bits = np.arange(1 << DTYPES[kind].bits).astype(f"<u{DTYPES[kind].bits // 8}").view(DTYPES[kind].stored)
+    expected = DTYPES[kind].decode(bits)
+    for cut in (0, 3):  # also past the last whole vector
+        got = Matrix(kind, bits[None, cut:]).widened(0, 1)[0]
+        np.testing.assert_array_equal(got, expected[cut:])
+        np.testing.assert_array_equal(np.signbit(got), np.signbit(expected[cut:]))
+
+
+def test_float16_is_widened_by_hand_where_the_machine_cannot() -> None:
+    code = """
+import numpy as np, weightkit.compiled.numbers as numbers
+numbers._has_half = lambda: False
+from weightkit.kernels import Matrix
+bits = np.arange(1 << 16).astype("<u2").view("<f2")
+np.testing.assert_array_equal(Matrix("F16", bits[None]).widened(0, 1)[0], bits.astype(np.float32))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", BLOCKED)
+def test_blocks_are_widened_as_gguf_does(kind: str) -> None:
+    raw, values = stored(kind, 5, 96)
+    np.testing.assert_array_equal(Matrix(kind, raw).widened(1, 4), values[1:4])
+
+
+@pytest.mark.parametrize("kind", PLAIN + BLOCKED)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_rows_times_vectors(kind: str, rows: int) -> None:
+    raw, values = stored(kind, 300, 160 if kind in BLOCKED else 171)
+    x = x_of(rows, values.shape[1])
+    exact = x.astype(np.float64) @ values.astype(np.float64).T
+    size = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64).T
+    assert (np.abs(Matrix(kind, raw).linear(x) - exact) <= 1e-6 * size).all()
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_transposed_matrices(kind: str, rows: int) -> None:
+    raw, values = stored(kind, 171, 301)
+    x, w = x_of(rows, 171), Matrix(kind, raw, transposed=True)
+    exact = x.astype(np.float64) @ values.astype(np.float64)
+    size = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64)
+    assert (np.abs(w.linear(x) - exact) <= 1e-6 * size).all()
+    np.testing.assert_array_equal(w.widened(7, 90), values[:, 7:90].T)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
+def test_runs_of_rows_of_a_fused_tensor(kind: str) -> None:
+    raw, values = stored(kind, 24, 64)
+    part = raw.reshape(4, 6, -1)[:, 2:4]
+    w, expected = Matrix(kind, part), values.reshape(4, 6, -1)[:, 2:4].reshape(8, -1)
+    np.testing.assert_array_equal(w.widened(1, 8), expected[1:8])
+    np.testing.assert_allclose(w.linear(x := x_of(2, 64)), x @ expected.T, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_numbers_give_the_same_result_in_any_type() -> None:
+    raw, values = stored("BF16", 100, 333)
+    x = x_of(3, 333)
+    np.testing.assert_array_equal(Matrix("BF16", raw).linear(x), Matrix("F32", values).linear(x))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_row_depends_on_no_other_row_and_not_on_threads(resized: Crew, transposed: bool) -> None:
+    raw, _ = stored("BF16", 640, 640)
+    w, x = Matrix("BF16", raw, transposed=transposed), x_of(5, 640)
+    together = w.linear(x)
+    for count in (1, 2, 3):
+        resized.resize(count)
+        np.testing.assert_array_equal(np.concatenate([w.linear(row[None]) for row in x]), together)
+
+
+def test_many_jobs_of_many_threads_at_once(resized: Crew) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    resized.resize(3)
+    jobs = [(Matrix("F32", x_of(rows, 257)), x_of(2, 257)) for rows in range(1, 400, 13)]
+    expected = [w.linear(x) for w, x in jobs]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20):
+            for got, right in zip(pool.map(lambda job: job[0].linear(job[1]), jobs), expected, strict=True):
+                np.testing.assert_array_equal(got, right)
+
+
+def test_the_crew_maps_with_any_number_of_threads(resized: Crew) -> None:
+    for count in (1, 3):
+        resized.resize(count)
+        done: list[int] = []
+        resized.map(done.append, range(20))
+        assert sorted(done) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "array", "transposed"),
+    [
+        ("I32", np.ones((2, 2), np.int32), False),
+        ("F32", np.ones((4, 4), np.float32)[:, ::2], False),
+        ("F32", np.ones((4, 4), np.float32)[::-1], False),
+        ("F32", np.ones((0, 4), np.float32), False),
+        ("Q8_0", np.ones((4, 34), np.uint8), True),
+        ("F32", np.ones((2, 4, 4), np.float32), True),
+    ],
+)
+def test_what_no_loop_can_read_is_refused(kind: str, array: Array, transposed: bool) -> None:
+    with pytest.raises(ValueError, match=r"loops|transposed"):
+        Matrix(kind, array, transposed=transposed)
+
+
+def fresh(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    assert not done.stderr
+    return done.stdout.strip()
+
+
+def test_without_llvmlite_there_are_no_compiled_loops() -> None:
+    code = "from weightkit import kernels; print(kernels.available())"
+    assert fresh(code) == "True"
+    assert fresh(code, WEIGHTKIT_KERNELS="numpy") == "False"
+    assert fresh(f"import sys; sys.modules['llvmlite'] = None; {code}") == "False"
+
+
+def test_a_process_ends_and_a_child_works_while_helpers_wait() -> None:
+    code = """
+import os, numpy as np
+from weightkit.kernels import Matrix, crew
+crew.resize(2)
+w, x = Matrix("F32", np.ones((4096, 64), np.float32)), np.ones((1, 64), np.float32)
+w.linear(x)
+child = os.fork() if hasattr(os, "fork") else 0
+assert (w.linear(x) == 64).all()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    assert fresh("import warnings; warnings.simplefilter('ignore')\n" + code) == ""

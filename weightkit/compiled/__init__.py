@@ -1,0 +1,149 @@
+"""The inner loops of the engine, made for the machine it runs on: stored weights times vectors, and widening.
+
+They are written as code of LLVM and compiled when one is first needed, which takes a fraction of a second
+and leaves no files; nothing imports this room before. A loop over the numbers of a row is a loop over
+vectors of 32 lanes, so that the order in which a sum is formed is fixed here: it is the same for every type
+of weights, and whatever the number of threads and of rows at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from weightkit.compiled.loops import FORMS, Job
+from weightkit.compiled.numbers import I64, POINTER, VOID
+
+# ── sharing a job: its parts are handed out one by one, to whoever asks ────────────────────────────────
+
+# A desk is 64 integers: what is to hand out at 0, parts done at 8, then ARGUMENTS from 16. What is to hand
+# out is (the number of the job) · 2^24 + parts left. Who takes a part has read the arguments before, and
+# gets it only if nothing changed meanwhile: then they are of this job, which does not end without that part.
+# `share` does parts until there was nothing to do for so many turns; `run` does a job with who else shares.
+DESK, FIRST_ARGUMENT, MOST_PARTS = 64, 16, (1 << 24) - 1
+_SHARING = """
+declare i32 @{give_way}()
+define void @share(ptr %desk, i64 %patience) {{
+entry:
+  %done = getelementptr i64, ptr %desk, i64 8
+  %arguments = getelementptr i64, ptr %desk, i64 16
+  %step.at = getelementptr i64, ptr %desk, i64 17
+  %total.at = getelementptr i64, ptr %desk, i64 18
+  br label %look
+look:
+  %turns = phi i64 [ %patience, %entry ], [ %patience, %take ], [ %patience, %do ], [ %fewer, %wait ]
+  %state = load atomic i64, ptr %desk seq_cst, align 8
+  %left = and i64 %state, 16777215
+  %nothing = icmp eq i64 %left, 0
+  br i1 %nothing, label %idle, label %take
+idle:
+  %tired = icmp sle i64 %turns, 0
+  br i1 %tired, label %end, label %wait
+wait:
+  %fewer = sub i64 %turns, 1
+  call i32 @{give_way}()
+  br label %look
+take:
+  %kernel = load ptr, ptr %arguments, align 8
+  %step = load i64, ptr %step.at, align 8
+  %total = load i64, ptr %total.at, align 8
+  %next = sub i64 %state, 1
+  %swap = cmpxchg ptr %desk, i64 %state, i64 %next seq_cst seq_cst
+  %mine = extractvalue {{ i64, i1 }} %swap, 1
+  br i1 %mine, label %do, label %look
+do:
+  %rounded = add i64 %total, %step
+  %above = sub i64 %rounded, 1
+  %parts = udiv i64 %above, %step
+  %part = sub i64 %parts, %left
+  %first = mul i64 %part, %step
+  %stop = add i64 %first, %step
+  %last = call i64 @llvm.umin.i64(i64 %stop, i64 %total)
+  call void %kernel(ptr %arguments, i64 %first, i64 %last)
+  %before = atomicrmw add ptr %done, i64 1 seq_cst
+  br label %look
+end:
+  ret void
+}}
+declare i64 @llvm.umin.i64(i64, i64)
+define void @run(ptr %desk, i64 %parts) {{
+entry:
+  %done = getelementptr i64, ptr %desk, i64 8
+  store i64 0, ptr %done, align 8
+  %old = load i64, ptr %desk, align 8
+  %whole = or i64 %old, 16777215
+  %number = add i64 %whole, 1
+  %state = or i64 %number, %parts
+  store atomic i64 %state, ptr %desk seq_cst, align 8
+  call void @share(ptr %desk, i64 0)
+  br label %look
+wait:
+  call i32 @{give_way}()
+  br label %look
+look:
+  %count = load atomic i64, ptr %done seq_cst, align 8
+  %all = icmp eq i64 %count, %parts
+  br i1 %all, label %end, label %wait
+end:
+  ret void
+}}
+"""
+
+
+# ── compiling ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def _machine() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features().flatten()
+    return llvm.Target.from_default_triple().create_target_machine(llvm.get_host_cpu_name(), features, opt=3)
+
+
+_engines: list[Any] = []  # whose code is in use
+
+
+def _compile(text: str, *names: str) -> list[int]:
+    """The addresses of functions in a text of LLVM."""
+    module = llvm.parse_assembly(text)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    builder = llvm.create_pass_builder(_machine(), options)
+    builder.getModulePassManager().run(module, builder)
+    engine = llvm.create_mcjit_compiler(module, _machine())
+    engine.finalize_object()
+    _engines.append(engine)
+    return [engine.get_function_address(name) for name in names]
+
+
+@functools.cache
+def kernel(form: str, kind: str) -> int:
+    """The address of the kernel of a form for a type of weights, compiled when it is first asked for."""
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(VOID, [POINTER, I64, I64]), form)
+    b = ir.IRBuilder(function.append_basic_block())
+    address, first, last = function.args
+    FORMS[form](b, kind, Job(b, b.ptrtoint(address, I64)), first, last)
+    b.ret_void()
+    return _compile(str(module), form)[0]
+
+
+@functools.cache
+def sharing() -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
+    """The functions `run(desk, parts)` and `share(desk, patience)`; they hold no lock of Python."""
+    text = _SHARING.format(give_way="SwitchToThread" if sys.platform == "win32" else "sched_yield")
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+    run, share = (kind(address) for address in _compile(text, "run", "share"))
+    return run, share
+
+
+@functools.cache
+def direct(form: str, kind: str) -> Callable[[Any, int, int], None]:
+    """The kernel itself, as a function of (arguments, first, last) that holds no lock of Python."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(kernel(form, kind))
