@@ -19,7 +19,7 @@ from tests import tiny
 from weightkit.config import Config, Rope, normalise
 from weightkit.engine import attention as room
 from weightkit.engine.attention import Scores, attention, mask
-from weightkit.engine.functions import ACTIVATIONS, erf, layer_norm, linear, log_softmax, rms_norm, sigmoid, softmax
+from weightkit.engine.functions import ACTIVATIONS, erf, layer_norm, log_softmax, rms_norm, sigmoid, softmax
 from weightkit.engine.positions import depends_on_length, inverse_frequencies, rotate, rotation
 
 F32 = NDArray[np.float32]
@@ -353,12 +353,3 @@ def test_softmax_and_its_logarithm() -> None:
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(log_softmax(x), np.log(e / e.sum(-1, keepdims=True)), rtol=1e-12)
     assert log_softmax(x).dtype == np.float64
-
-
-@pytest.mark.parametrize("shape", [(7,), (1, 7), (2, 3, 7), (2, 1, 3, 7)])
-def test_linear_is_a_product_with_the_transpose(shape: tuple[int, ...]) -> None:
-    random = np.random.default_rng(0)
-    x, w, b = (random.standard_normal(s).astype(np.float32) for s in (shape, (5, 7), (5,)))
-    want = np.einsum("...i,oi->...o", x.astype(np.float64), w.astype(np.float64))
-    np.testing.assert_allclose(linear(x, w), want, atol=1e-5)
-    np.testing.assert_allclose(linear(x, w, b), want + b, atol=1e-5)

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from weightkit.dtypes import Array
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+    from threadpoolctl import ThreadpoolController
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,18 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@functools.cache
+def _blas() -> ThreadpoolController:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """While the crew shares out the work, BLAS has one thread: more would wait for each other, and round otherwise."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
 class Crew:
     """The threads that the engine works with: the one that asks, and helpers that wait for work.
 
@@ -144,7 +159,7 @@ class Crew:
         for _ in self._pool.map(function, tasks):
             pass
 
-    def run(self, desk: Desk, arguments: list[int], parts: int) -> None:
+    def run(self, desk: Desk, arguments: list[Any], parts: int) -> None:
         """Do a compiled job with all threads."""
         with self._lock:
             if parts > 1 and len(self._helpers) < self.size - 1:
@@ -180,7 +195,7 @@ class Desk:
         self._address = ctypes.addressof(self._numbers)
         self._run, self._share = compiled.sharing()
 
-    def run(self, arguments: list[int], parts: int) -> None:
+    def run(self, arguments: list[Any], parts: int) -> None:
         """Do a job."""
         self._numbers[self._arguments] = arguments
         self._run(self._address, parts)
@@ -238,6 +253,7 @@ class Matrix:
         if transposed and (runs > 1 or self._numbers > 1):
             raise ValueError("a transposed matrix is one run of rows of single numbers")
         self._stored = stored  # which keeps the memory
+        self._is_view = stored.ndim == 2 and stored.dtype == np.dtype("<f4") and stored.flags.aligned
         self._row = row * stored.itemsize // self._bytes * self._numbers
         self.transposed = transposed
         self.shape = (self._row, rows) if transposed else (runs * rows, self._row)  # [out, in]
@@ -259,7 +275,9 @@ class Matrix:
         return y
 
     def widened(self, first: int, last: int) -> Array:  # -> [last - first, in]
-        """Some rows of W as float32, by this thread alone."""
+        """Some rows of W as float32, by this thread alone; a view where they are float32."""
+        if self._is_view:
+            return self._stored[:, first:last].T if self.transposed else self._stored[first:last]
         if self.transposed:
             y = np.empty((self.shape[1], last - first), np.float32)
             address, start, stop = self._address + first * self._bytes, 0, len(y)

@@ -48,6 +48,21 @@ class Layout:
         starts = self.start + self.period * np.arange(self.repeats)
         return array[(starts[:, None] + np.arange(self.block)).ravel()]
 
+    def runs(self, stored: Array) -> Array:
+        """The matrix as it lies in a stored array, a view: [rows, row], or its runs of rows, [runs, rows, row].
+
+        Where the layout is transposed the rows are those of the stored array, [in, out].
+        """
+        array = stored if self.index is None else stored[self.index]
+        if not self.block:
+            return array
+        array = array.swapaxes(0, -1) if self.transposed else array
+        shape = (self.repeats, self.block, *array.shape[1:])
+        steps = (self.period * array.strides[0], *array.strides)
+        runs = np.lib.stride_tricks.as_strided(array[self.start :], shape, steps, writeable=False)
+        runs = runs[0] if self.repeats == 1 else runs
+        return runs.swapaxes(0, -1) if self.transposed else runs
+
     def pieces(self, region: Region) -> Iterator[tuple[Region, Region]]:
         """The rectangles of the stored tensor that a region of the matrix covers.
 

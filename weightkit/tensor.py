@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from weightkit import files
-from weightkit.dtypes import Array, DType
+from weightkit.dtypes import DTYPES, Array, DType
 from weightkit.errors import FormatError
 
 Region = tuple[slice, ...]  # one slice per dimension: start, stop and a positive step, all given
@@ -205,6 +205,20 @@ class Derived:
 @functools.lru_cache(maxsize=256)
 def _map(path: Path, _modified: int) -> np.memmap[tuple[int], np.dtype[np.uint8]]:
     return np.memmap(path, np.uint8, mode="r")
+
+
+def rows_on_map(source: Source) -> Array | None:
+    """All stored elements on the memory map, a type with blocks as the bytes of each row; None where they are not."""
+    inner = source.base if isinstance(source, Strided) else source
+    if not isinstance(inner, Tensor) or inner.big_endian or files.is_elsewhere(inner.path):
+        return None
+    if not inner.dtype.packed:
+        return source.mapped()
+    *lead, row = inner.shape or (1,)
+    if inner is not source or inner.dtype.block == 1 or row % inner.dtype.block:
+        return None
+    raw = Tensor(inner.name, DTYPES["U8"], (*lead, inner.dtype.nbytes(row)), inner.path, inner.offset)
+    return raw.mapped()
 
 
 def place_of(source: Source) -> object:

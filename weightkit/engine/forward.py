@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from weightkit.architectures.parts import Architecture
 from weightkit.config import Config
@@ -22,16 +20,21 @@ from weightkit.engine.positions import alibi_slopes, buckets, depends_on_length,
 from weightkit.engine.tap import CLOSED, Tap
 from weightkit.engine.weights import Weights
 from weightkit.errors import EngineError
+from weightkit.kernels import one_blas_thread
 from weightkit.registry import Registry
 
 Ids = NDArray[np.int64]
-ONE_THREAD_WIDTH = 512
 LOGITS_BYTES = 32 << 20  # of logits that are made at a time where not all are wanted at once
 
 
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
+@contextmanager
+def _running() -> Iterator[None]:
+    """While weights are multiplied. What is large is shared out among threads elsewhere, and not by BLAS.
+
+    What NaN or huge weights do to the numbers is for the caller to see, not for numpy to warn of.
+    """
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        yield
 
 
 class Engine:
@@ -105,12 +108,12 @@ class Engine:
         With a cache, `ids` continue what it holds. `source` is what `encode` made of the text that a model
         with an encoder reads; `ids` are then those of its decoder.
         """
-        with self._running():
+        with _running():
             return self._head(self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap), tap)
 
     def run(self, ids: Any, tap: Tap, cache: Cache | None = None, *, source: F32 | None = None) -> None:
         """What `logits` does, for the sake of what passes the tap: logits are made only where it wants them."""
-        with self._running():
+        with _running():
             x = self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap)
             if tap.wants("logits"):
                 self._head(x, tap)
@@ -122,17 +125,17 @@ class Engine:
 
         [t], [n] -> [some of n, vocab]
         """
-        with self._running():
+        with _running():
             x = self._hidden(self.ids(ids), Cache(), source, tap)[:, places]
         step = max(1, LOGITS_BYTES // (4 * self.config.vocab))
         for at in range(0, x.shape[1], step):
-            with self._running():
+            with _running():
                 logits = self._head(x[:, at : at + step], tap)
             yield logits[0]
 
     def read_out(self, x: F32) -> F32:
         """The logits of a residual stream as though it were the last. [..., width] -> [..., vocab]"""
-        with self._running():
+        with _running():
             return self._head(self.block.norm(x, f"{self.stack}norm"), CLOSED)
 
     def unembed(self, x: F32, tokens: Ids | None = None) -> F32:
@@ -152,22 +155,12 @@ class Engine:
     def encode(self, ids: Any, tap: Tap = CLOSED) -> F32:
         """What the encoder of a model that has one makes of a text. [b, t] -> [b, t, width]"""
         ids = self.ids(ids)
-        with self._running():
+        with _running():
             x = tap("encoder.embed", self._embed(ids, 0))
             run = Run(Cache(), bias=self._relative("encoder.position", both_sides=True), causal=False, tap=tap)
             for layer in range(self.config.layers):
                 x = self.block(x, f"encoder.layers.{layer}", layer, run)
             return tap("encoder.norm", self.block.norm(x, "encoder.norm"))
-
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """One BLAS thread for a small model: threads that wait for each other cost more than they bring.
-
-        What NaN or huge weights do to the numbers is for the caller to see, not for numpy to warn of.
-        """
-        threads = _blas().limit(limits=1, user_api="blas") if self.config.width <= ONE_THREAD_WIDTH else nullcontext()
-        with threads, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            yield
 
     def _hidden(self, ids: Ids, cache: Cache, source: F32 | None, tap: Tap) -> F32:
         """The normed output of the last block for the tokens of `ids`, [b, t] -> [b, t, width]."""

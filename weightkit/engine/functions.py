@@ -11,13 +11,6 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 
 
-def linear(x: F32, w: F32, b: F32 | None = None) -> F32:  # [..., in], [out, in], [out] -> [..., out]
-    """x Wᵀ + b."""
-    rows = x.reshape(-1, x.shape[-1])  # one matrix product; numpy makes a slow one for every [t, in] of a stack
-    y = (rows @ w.T).reshape(*x.shape[:-1], -1)
-    return y if b is None else y + b
-
-
 def rms_norm(x: F32, w: F32, eps: float) -> F32:  # [..., d], [d] -> [..., d]
     """x / √(mean x² + eps) · w. Source: Zhang and Sennrich, arXiv:1910.07467."""
     scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weightkit.engine.functions import F32, linear
+from weightkit.engine.functions import F32
 from weightkit.errors import EngineError
+from weightkit.formats.gguf_order import Unpermuted, turn_rows
+from weightkit.kernels import Matrix, available, crew
+from weightkit.layout import PLAIN
 from weightkit.registry import Registry
+from weightkit.tensor import rows_on_map
 from weightkit.weight import Weight
 
-KEPT_BYTES = 256 << 20  # of widened weights; those on the memory map cost nothing
-BLOCK_BYTES = 4 << 20  # of float32, widened at a time
+KEPT_BYTES = 256 << 20  # of weights that are not on the memory map, which costs nothing
+BLOCK_BYTES = 1 << 20  # of float32, widened at a time
+FEW = 16  # rows of x with which the stored weights are multiplied as they are; for more it pays to widen them first
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A matrix for the compiled loops, and how many heads of GGUF its rows are in the order of, or 0."""
+
+    matrix: Matrix
+    heads: int = 0
+
+    def in_order(self, y: F32) -> F32:  # [r, out] -> [r, out]
+        """A product with the matrix, in the order of the weight's rows."""
+        return turn_rows(y.T, self.heads).T if self.heads else y
 
 
 class Weights:
@@ -23,6 +40,7 @@ class Weights:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self._kept: dict[str, F32] = {}
+        self._rows: dict[str, Rows | None] = {}
         self._bytes = 0
 
     def __contains__(self, address: str) -> bool:
@@ -40,25 +58,74 @@ class Weights:
     def rows(self, address: str, ids: NDArray[np.int64]) -> F32:  # [...] -> [..., width]
         """Rows of a table; the others are not read."""
         weight = self._weight(address)
-        if address in self._kept or self._fits(weight):
+        if address in self._kept:
             return self[address][ids]
         wanted, places = np.unique(ids, return_inverse=True)
+        rows = self._rows_of(weight)
+        if rows is not None and not rows.heads:
+            return np.concatenate([rows.matrix.widened(int(i), int(i) + 1) for i in wanted])[places.reshape(ids.shape)]
         across = slice(0, weight.shape[1], 1)
         found = np.concatenate([weight.read((slice(int(i), int(i) + 1, 1), across)) for i in wanted])
         return np.asarray(weight.dtype.decode(found)[places.reshape(ids.shape)])
 
     def linear(self, x: F32, address: str, bias_address: str = "") -> F32:  # [..., in] -> [..., out]
         """x Wᵀ + b, b being there or not; it is the matrix's own unless its address says otherwise."""
-        weight, bias = self._weight(address), self.get(bias_address or f"{address}.bias")
-        if address in self._kept or self._fits(weight):
-            return linear(x, self[address], bias)
-        y = np.empty((math.prod(x.shape[:-1]), weight.shape[0]), np.float32)
-        rows = x.reshape(-1, x.shape[-1])
-        for span in _spans(weight):
-            block = weight.dtype.decode(weight.read((span, slice(0, weight.shape[1], 1))))
-            np.matmul(rows, block.T, out=y[:, span])
-        y = y.reshape(*x.shape[:-1], -1)
+        y = self._product(x.reshape(-1, x.shape[-1]), self._weight(address)).reshape(*x.shape[:-1], -1)
+        bias = self.get(bias_address or f"{address}.bias")
         return y if bias is None else y + bias
+
+    def _product(self, x: F32, weight: Weight) -> F32:  # [r, in] -> [r, out]
+        """x Wᵀ: of few rows with the stored weights themselves, of many with blocks of them widened.
+
+        Blocks are the same whatever the number of threads, and each is one thread's, so results are too.
+        """
+        rows = self._rows_of(weight)
+        if rows is not None and len(x) <= FEW:
+            return rows.in_order(rows.matrix.linear(x))
+        whole = self[weight.address] if rows is None and self._fits(weight) else None
+        y = np.empty((len(x), weight.shape[0]), np.float32)
+
+        def multiply(span: slice) -> None:
+            if rows is not None:
+                block = rows.matrix.widened(span.start, span.stop)
+            elif whole is not None:
+                block = whole[span]
+            else:
+                block = weight.dtype.decode(weight.read((span, slice(0, weight.shape[1], 1))))
+            np.matmul(x, block.T, out=y[:, span])
+
+        crew.map(multiply, list(_spans(weight)))
+        return y if rows is None else rows.in_order(y)
+
+    def _rows_of(self, weight: Weight) -> Rows | None:
+        """A matrix as the compiled loops read it; None where they cannot."""
+        if weight.address not in self._rows:
+            self._rows[weight.address] = self._find_rows(weight) if available() else None
+        return self._rows[weight.address]
+
+    def _find_rows(self, weight: Weight) -> Rows | None:
+        source, kind, heads = weight.stored, weight.dtype.name, 0
+        if isinstance(source, Unpermuted) and weight.layout == PLAIN:
+            heads, source = source.heads, source.base
+        stored = rows_on_map(source)
+        try:
+            if stored is not None:
+                return Rows(Matrix(kind, weight.layout.runs(stored), transposed=weight.layout.transposed), heads)
+        except ValueError:  # of another type, or strided
+            pass
+        return self._held_rows(weight)
+
+    def _held_rows(self, weight: Weight) -> Rows | None:
+        """A matrix that is made in memory: an edited one, in the file's type; a packed one, as float32."""
+        plain = weight.dtype.name in ("F16", "BF16")
+        taken = weight.size * (2 if plain else 4)
+        if self._bytes + taken > KEPT_BYTES:
+            return None
+        self._bytes += taken
+        array = weight.layout.view(weight.stored.mapped()) if plain else weight.array()
+        turned = weight.layout.transposed  # it stays as it lies in the file, so that sums are formed in the same order
+        kind = weight.dtype.name if plain else "F32"
+        return Rows(Matrix(kind, np.ascontiguousarray(array.T if turned else array), transposed=turned))
 
     def _weight(self, address: str) -> Weight:
         weight = self.registry.get(address)
@@ -67,7 +134,9 @@ class Weights:
         return weight
 
     def _fits(self, weight: Weight) -> bool:
-        return weight.dtype.name == "F32" or self._bytes + 4 * weight.size <= KEPT_BYTES
+        if weight.address in self._kept or weight.dtype.name == "F32":
+            return True
+        return self._bytes + 4 * weight.size <= KEPT_BYTES
 
     def _widen(self, weight: Weight) -> F32:
         array = weight.array()
