@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightkit.dtypes import Array
+from weightkit.parallel import Progress
 from weightkit.running import Running
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
 if TYPE_CHECKING:
     from weightkit.effect.changes import Change
+    from weightkit.effect.glance import Activation
     from weightkit.effect.lens import Lens
     from weightkit.effect.trace import Text, Trace
+    from weightkit.surgery.edits import Edit
 
 
 class Tracing(Running):
     """A model that shows what goes on inside while it runs."""
+
+    edits: tuple[Edit, ...]
 
     def trace(
         self,
@@ -34,6 +40,64 @@ class Tracing(Running):
         from weightkit.effect.trace import trace
 
         return trace(self.engine, self._text(prompt, decoder_ids), capture, changes)
+
+    def activations(
+        self,
+        prompt: str | Sequence[int],
+        capture: Sequence[str] = ("*",),
+        changes: Sequence[Change] = (),
+        *,
+        decoder_ids: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> list[Activation]:
+        """The activations of one text in a few numbers each: axes, shape, how large. The arrays are not kept."""
+        from weightkit.effect.glance import Glance
+        from weightkit.effect.trace import record
+
+        glance = Glance()
+        record(self.engine, self._text(prompt, decoder_ids), capture, glance, changes=changes, progress=progress)
+        return glance.rows()
+
+    def save_trace(
+        self,
+        out: str | Path,
+        prompt: str | Sequence[int],
+        capture: Sequence[str],
+        changes: Sequence[Change] = (),
+        *,
+        decoder_ids: Sequence[int] | None = None,
+        append: bool = False,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Activation]:
+        """`activations`, whose arrays are written to an HDF5 file a few tokens at a time, so that memory stays small.
+
+        With `append` the text is written behind those that the file holds. Raises SaveError where it cannot be
+        written; the destination is as it was.
+        """
+        from weightkit.effect.glance import Glance
+        from weightkit.effect.trace_file import save
+
+        glance = Glance()
+        about = {
+            "model": str(self.checkpoint.path),
+            "edits": "; ".join(map(str, self.edits)),
+            "changes": "; ".join(map(str, changes)),
+        }
+        save(
+            self.engine,
+            self._text(prompt, decoder_ids),
+            Path(out),
+            capture,
+            about=about,
+            token_text=self.token_text,
+            changes=changes,
+            append=append,
+            force=force,
+            also=glance,
+            progress=progress,
+        )
+        return glance.rows()
 
     def lens(
         self, prompt: str | Sequence[int], changes: Sequence[Change] = (), *, decoder_ids: Sequence[int] | None = None

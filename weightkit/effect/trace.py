@@ -136,6 +136,17 @@ def record(
             progress(min(start + step, total), total)
 
 
+def captured(engine: Engine, capture: Sequence[str]) -> list[str]:
+    """The addresses of the activations that patterns name, each once. AddressError for one that names none."""
+    names: dict[str, None] = {}
+    for pattern in capture:
+        found, address = matching(engine, pattern)
+        if address.index:
+            raise AddressError(f"{pattern}: all of an activation is captured; leave out the index")
+        names |= dict.fromkeys(found)
+    return list(names)
+
+
 class _Recorder:
     """A tap that changes activations and passes on those that are captured."""
 
@@ -146,7 +157,7 @@ class _Recorder:
         self._text = text
         self._axes = activations(engine)
         self._sink = sink
-        self._captured = {name for pattern in capture for name in _captured(engine, pattern)}
+        self._captured = set(captured(engine, capture))
         self._changes: dict[str, list[Applied]] = defaultdict(list)
         for change in changes:
             found, address = matching(engine, change.address)
@@ -177,10 +188,3 @@ class _Recorder:
         if address in self._captured:
             self._sink(address, axes, inner, self.start)
         return inner.reshape(x.shape)
-
-
-def _captured(engine: Engine, pattern: str) -> list[str]:
-    found, address = matching(engine, pattern)
-    if address.index:
-        raise AddressError(f"{pattern}: all of an activation is captured; leave out the index")
-    return found

@@ -1,0 +1,53 @@
+"""Glance: the activations of a run in a few numbers each; the arrays themselves are not kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightkit.dtypes import Array
+from weightkit.effect.activations import Axes
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One activation of a run: where it is, its axes and shape, and how large its numbers are."""
+
+    address: str
+    axes: Axes
+    shape: tuple[int, ...]
+    rms: float  # root mean square over all of it
+    abs_max: float
+
+
+@dataclass
+class _Sums:
+    axes: Axes
+    shape: tuple[int, ...]
+    squares: float = 0.0
+    abs_max: float = 0.0
+
+
+class Glance:
+    """A sink that adds up what passes by."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, _Sums] = {}
+
+    def __call__(self, address: str, axes: Axes, x: Array, start: int) -> None:
+        """Count some tokens of an activation, the first of them at `start`."""
+        sums = self._sums.setdefault(address, _Sums(axes, x.shape))
+        end = axes.index("position")
+        sums.shape = (*x.shape[:end], start + x.shape[end], *x.shape[end + 1 :])
+        wide = x.astype(np.float64).ravel()
+        sums.squares += float(wide @ wide)
+        sums.abs_max = float(np.maximum(sums.abs_max, np.abs(x).max(initial=0)))  # NaN stays
+
+    def rows(self) -> list[Activation]:
+        """One row for each activation, in the order of the run."""
+        return [
+            Activation(address, s.axes, s.shape, math.sqrt(s.squares / max(1, math.prod(s.shape))), s.abs_max)
+            for address, s in self._sums.items()
+        ]
