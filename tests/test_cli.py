@@ -10,10 +10,12 @@ import math
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 import weightkit as wk
+from tests import running
 from tests.by_hand import tokenizer, write_file
 from tests.conftest import Cli
 from tests.test_families import write as write_family
@@ -34,6 +36,7 @@ COMMANDS: dict[str, list[str]] = {
     "diff": ["A", "B"],
     "edit": ["A", "--zero", "layers.1.attn[head=1]", "--dry-run"],
     "run": ["A", "w1 w2"],
+    "trace": ["A", "--ids", "1,2,3"],
     "measure": ["A", "B", "--ids", "1,2,3,4"],
 }
 FIELDS: dict[str, str] = {  # that must keep their names: ../shared/DESIGN.md, 4
@@ -42,6 +45,7 @@ FIELDS: dict[str, str] = {  # that must keep their names: ../shared/DESIGN.md, 4
     "diff": "identical changed only_a only_b unchanged",
     "measure": "tokens nll_a nll_b perplexity_a perplexity_b kl_mean kl_max top1_agreement first_drift",
     "run": "text ids next",
+    "trace": "ids tokens changes rows output",
 }
 ROWS: dict[str, tuple[str, str]] = {
     "stats": (
@@ -50,6 +54,7 @@ ROWS: dict[str, tuple[str, str]] = {
         "quantiles exact",
     ),
     "diff": ("changed", "address name l2 relative_l2 max_abs cosine changed_fraction cause"),
+    "trace": ("rows", "address axes shape rms abs_max"),
     "run": ("next", "token id logit probability"),
 }
 EXIT = {"diff": 1}  # these two models differ
@@ -226,6 +231,61 @@ def test_measure_is_measure(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> 
     assert cli("measure", pair["A"], pair["B"], "--text", "w1 w5 w3 w9 w2 w2", "--json").json == found
     same = cli("measure", pair["A"], pair["A"], "--text", "w1 w5", "--json").json
     assert (same["kl_max"], same["first_drift"], same["nll_a"]) == (0.0, None, same["nll_b"])
+
+
+def test_trace_is_trace(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None:
+    model, out = wk.open(pair["A"]), tmp_path / "trace.h5"
+    capture = ["-c", "layers.*.attn.pattern", "--capture", "layers.1.out"]
+    options = [
+        "--scale",
+        "layers.0.attn.heads[head=2]=0.5",
+        "--set",
+        "embed[position=1]=-1e-2",
+        "--zero",
+        "layers.1.in",
+    ]
+    changes = [
+        wk.zero("layers.1.in"),
+        wk.set("embed[position=1]", -0.01),
+        wk.scale("layers.0.attn.heads[head=2]", 0.5),
+    ]
+    found = cli("trace", pair["A"], "w1 w2 w3", *capture, *options, "-o", out, "--json").json
+    assert (found["ids"], found["tokens"], found["output"]) == ([1, 2, 3], [" w1", " w2", " w3"], str(out))
+    assert [(change["op"], change["address"]) for change in found["changes"]] == [(c.op, c.address) for c in changes]
+    names = [*(f"layers.{i}.attn.pattern" for i in range(2)), "layers.1.out", "layers.2.attn.pattern"]
+    assert [row["address"] for row in found["rows"]] == names
+    traced = model.trace([1, 2, 3], [*names], changes)
+    with h5py.File(out) as file:
+        assert all(np.array_equal(file[name], traced[name]) for name in names)
+    (tmp_path / "text.txt").write_text("w5 w6")
+    done = cli("trace", pair["A"], "--text", tmp_path / "text.txt", *capture, *options, "-o", out, "--append")
+    assert f"saved {out}" in done.out
+    with h5py.File(out) as file:
+        assert file["ids"][:].tolist() == [1, 2, 3, 5, 6]
+    assert cli("trace", pair["A"], "w1", "-c", "norm", "-o", out, "--force").code == 0
+    rows = cli("trace", pair["A"], "w1 w2", "--json").json["rows"]
+    assert rows == [
+        dict(dataclasses.asdict(row), axes=list(row.axes), shape=list(row.shape)) for row in model.activations([1, 2])
+    ]
+    (head, *lines) = read_csv(cli("trace", pair["A"], "w1", "-c", "layers.0.attn.q", "--csv").out)
+    assert (head["address"], head["axes"], head["shape"], lines) == (
+        "layers.0.attn.q",
+        "head position dim",
+        "4 1 12",
+        [],
+    )
+
+
+def test_trace_of_an_encoder(cli: Cli, tmp_path: Path) -> None:
+    path = running.write(tmp_path, "t5")
+    rows = cli("trace", path, "--ids", "1,2", "--decoder-ids", "0,5,6", "-c", "*.layers.0.*.pattern", "--json").json[
+        "rows"
+    ]
+    assert [(row["address"], row["shape"]) for row in rows] == [
+        ("encoder.layers.0.attn.pattern", [4, 2, 2]),
+        ("decoder.layers.0.attn.pattern", [4, 3, 3]),
+        ("decoder.layers.0.cross.pattern", [4, 3, 2]),
+    ]
 
 
 def test_map_is_the_pipeline(cli: Cli, pair: dict[str, Path]) -> None:

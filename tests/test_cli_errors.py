@@ -25,6 +25,7 @@ ONE = {
     "diff": ["SAME"],
     "edit": ["--zero", "norm", "--dry-run"],
     "run": ["--ids", "1"],
+    "trace": ["--ids", "1,2"],
     "measure": ["SAME", "--ids", "1,2"],
 }
 
@@ -166,6 +167,24 @@ CALLS: list[tuple[str, str]] = [
     ("measure M M --text there/is/no.txt", "no such file"),
     ("measure M M --text hello", "no tokenizer.json"),
     ("measure M V --ids 1,2", "vocabularies of 97 and 90"),
+    # what a trace needs
+    ("trace M", "give one text"),
+    ("trace M hello --ids 1", "give one text"),
+    ("trace M hello", "no tokenizer.json"),
+    ("trace M --text there/is/no.txt", "no such file"),
+    ("trace M --ids ,", "empty"),
+    ("trace M --ids 1 --decoder-ids 1", "no encoder"),
+    ("trace M --ids 1 -c layers.0.attn.patern", "did you mean 'layers.0.attn.pattern'"),
+    ("trace M --ids 1 -c layers.0.attn.q[head=1]", "leave out the index"),
+    ("trace M --ids 1 --zero layers.0.attn.q[head=4]", "head, which goes from 0 to 3"),
+    ("trace M --ids 1 --scale layers.0.out", "expected an address, = and a number"),
+    ("trace M --ids 1 -o OUT", "say what goes into the file"),
+    ("trace M --ids 1 --append", "--append goes with -o"),
+    ("trace M --ids 1 -c norm -o OUT --append --force", "--append goes with -o"),
+    ("trace M --ids 1 -c norm -o EXISTS", "exists already"),
+    ("trace M --ids 1 -c norm -o EXISTS --force", "is not a trace"),
+    ("trace M --ids 1 -c norm -o M/inside/x --append --zero layers.9", "no activation"),
+    ("trace C --ids 1", "only a config.json"),
     # what an edit needs
     ("edit M --zero norm", "nothing to do"),
     ("edit M --scale norm -o OUT", "expected an address, = and a number"),
@@ -211,6 +230,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "OUT": tmp_path / "out",
         "EXISTS": tmp_path / "exists",
         "M/inside": m / "inside",
+        "M/inside/x": m / "inside" / "x",
     }
 
 

@@ -85,6 +85,7 @@ def commands(a: object, b: object) -> dict[str, list[object]]:
         "diff": ["diff", a, b],
         "edit": ["edit", a, "--zero", "layers.*.attn[head=1]", "--scale", "layers.*.attn.q=0.5", "--dry-run"],
         "run": ["run", a, "--ids", "1,2"],
+        "trace": ["trace", a, "--ids", "1,2"],
         "measure": ["measure", a, b, "--ids", "1,2,3"],
         "no error": ["diff", a, a],
     }

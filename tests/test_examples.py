@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 SAYS = {
     "count_parameters.py": ["1,000,576 parameters", "W_down"],
     "edit_and_measure.py": ["layers.0.attn[head=2]", "2 weights differ"],
+    "look_inside.py": ["The capital of France is Paris", "layers.3.out", "head 3 of layer 0 looks most at"],
     "diff_checkpoints.py": ["W_gate", "39 of 39 weights differ"],
 }
 

@@ -34,6 +34,7 @@ VERBS = {
     "convert": "the same model in another format, type or number of files",
     "edit": "zero, set, scale, add noise; look first, measure, save",
     "run": "the likeliest next tokens, or a text",
+    "trace": "activations inside a run: look, change, write to a file",
     "measure": "what two models make of the same text",
 }
 _MODULES = {"map": "map_", "list": "list_"}  # Python has these names already

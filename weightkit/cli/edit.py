@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -43,7 +44,7 @@ def edit(
     """
     if not (output or dry_run or measure or ids):
         raise UsageError("nothing to do: give -o OUT to save, --dry-run to look, or --measure TEXT to test")
-    edits = _parse(zero or [], set or [], scale or [], noise or [], seed)
+    edits = parse_edits(zero or [], set or [], scale or [], noise or [], seed)
     base = open_model(model)
     edited = base.apply(*edits)
     measured = measure_on(base, edited, measure or [], ids or []) if measure or ids else None
@@ -71,7 +72,10 @@ def edit(
         say("", "dry run: nothing was written")
 
 
-def _parse(zeros: list[str], sets: list[str], scales: list[str], noises: list[str], seed: int) -> list[Edit]:
+def parse_edits(
+    zeros: list[str], sets: list[str], scales: list[str], noises: Sequence[str] = (), seed: int = 0
+) -> list[Edit]:
+    """Edits as options give them, in the order in which they are made."""
     return [
         *map(zero, zeros),
         *(set_to(*_split("--set", text)) for text in sets),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightkit.dtypes import Array
-from weightkit.effect.activations import Axes
+from weightkit.effect.activations import CHOICES, Axes
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Activation:
     address: str
     axes: Axes
     shape: tuple[int, ...]
-    rms: float  # root mean square over all of it
-    abs_max: float
+    rms: float | None  # root mean square over all of it; None of numbers that are names, as those of experts
+    abs_max: float | None
 
 
 @dataclass
@@ -28,6 +28,12 @@ class _Sums:
     shape: tuple[int, ...]
     squares: float = 0.0
     abs_max: float = 0.0
+
+    def row(self, address: str) -> Activation:
+        if self.axes == CHOICES:
+            return Activation(address, self.axes, self.shape, None, None)
+        rms = math.sqrt(self.squares / max(1, math.prod(self.shape)))
+        return Activation(address, self.axes, self.shape, rms, self.abs_max)
 
 
 class Glance:
@@ -47,7 +53,4 @@ class Glance:
 
     def rows(self) -> list[Activation]:
         """One row for each activation, in the order of the run."""
-        return [
-            Activation(address, s.axes, s.shape, math.sqrt(s.squares / max(1, math.prod(s.shape))), s.abs_max)
-            for address, s in self._sums.items()
-        ]
+        return [sums.row(address) for address, sums in self._sums.items()]
