@@ -15,7 +15,7 @@ from weightkit.dtypes import Array
 from weightkit.engine.attention import Bias
 from weightkit.engine.block import Block, Run, Turn
 from weightkit.engine.cache import Cache
-from weightkit.engine.functions import ACTIVATIONS, F32, linear
+from weightkit.engine.functions import ACTIVATIONS, F32
 from weightkit.engine.positions import alibi_slopes, buckets, depends_on_length, rotation, to_bf16
 from weightkit.engine.tap import CLOSED, Tap
 from weightkit.engine.weights import Weights
@@ -148,8 +148,8 @@ class Engine:
         if tokens is None:
             logits = weights.linear(x, "lm_head", at)
         else:
-            bias = weights.get(at)
-            logits = linear(x, weights.rows("lm_head", tokens), None if bias is None else bias[tokens])
+            logits = x @ weights.rows("lm_head", tokens).T
+            logits = logits + weights[at][tokens] if at in weights else logits
         return logits if self.config.logit_scale == 1 else logits * np.float32(self.config.logit_scale)
 
     def encode(self, ids: Any, tap: Tap = CLOSED) -> F32:
