@@ -33,6 +33,7 @@ def seeds() -> list[bytes]:
             file = io.BytesIO()
             with h5py.File(file, "w", libver=version) as h5:
                 h5.create_dataset(name, data=values, **chunked.get(name, {}))
+                h5.create_dataset("never written", (2, 3), "f4", fillvalue=1)
                 for index in range(20 if name == "plain" else 0):
                     h5.create_group(f"group/{index}")
             result.append(file.getvalue())
