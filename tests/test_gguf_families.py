@@ -125,6 +125,14 @@ def test_the_same_weights_and_logits(tmp_path: Path, case: str) -> None:
     same(*twins(tmp_path, case))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_converted_it_is_its_twin(tmp_path: Path, case: str) -> None:
+    model, other = twins(tmp_path, case)
+    again = wk.open(other.convert(tmp_path / "out"))
+    same(model, again)
+    assert set(again.checkpoint.names) == set(model.checkpoint.names)
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("t5")])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -184,7 +192,7 @@ def test_other_names_of_architectures(tmp_path: Path, case: str) -> None:
 
 def wider(variant: str) -> tuple[dict[str, Any], test_families.Tensors]:
     """A variant whose rows are whole blocks of 32, and its config."""
-    sizes = {48: 64, 80: 96, 160: 192}
+    sizes = {24: 32, 48: 64, 80: 96, 160: 192}
     rng = np.random.default_rng(1)
     shapes = {name: [sizes.get(n, n) for n in shape] for name, shape in SAVED[variant]["tensors"].items()}
     tensors = {name: (rng.normal(size=shape) * 0.15).astype(np.float32) for name, shape in shapes.items()}
@@ -202,6 +210,15 @@ def test_experts_of_gpt_oss_in_small_floats(tmp_path: Path, kind: str) -> None:
     other = wk.open(ggufs.write(tmp_path / "m.gguf", config, tensors, types={"exps.weight": kind}))
     same(model, other)
     assert other.counts().by_dtype[kind] == 3 * 4 * 3 * 64 * 96
+    same(model, wk.open(other.convert(tmp_path / "out")))
+
+
+def test_one_tensor_of_matrices_of_several_types(tmp_path: Path) -> None:
+    config, tensors = wider("granitemoe")
+    path = ggufs.write(tmp_path / "m.gguf", config, tensors, types={"gate_exps": "Q8_0", "up_exps": "F16"})
+    model = wk.open(path)
+    assert {"Q8_0", "F16", "F32"} <= set(model.counts().by_dtype)
+    same(model, wk.open(model.convert(tmp_path / "out")))
 
 
 @pytest.mark.parametrize("case", ["gpt_oss", "qwen3_moe", "deepseek_v3"])
@@ -214,7 +231,9 @@ def test_gates_and_ups_of_experts_in_one_tensor(tmp_path: Path, case: str) -> No
     for name in [n for n in separate if "ffn_gate_exps" in n]:
         ups = separate.pop(name.replace("gate", "up"))
         separate[name.replace("gate", "gate_up")] = np.concatenate([separate.pop(name), ups], axis=1)
-    same(model, wk.open(ggufs.write_named(tmp_path / "m.gguf", config, separate)))
+    other = wk.open(ggufs.write_named(tmp_path / "m.gguf", config, separate))
+    same(model, other)
+    same(model, wk.open(other.convert(tmp_path / "out")))
 
 
 def test_latent_keys_and_values_in_one_tensor(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from weightkit.address import AXES, Address, Index, axis_names, parse, path_matches, resolve_ends, split_path
@@ -39,7 +39,7 @@ class Registry(Mapping[str, Weight]):
         bookkeeping: tuple[str, ...] = (),
         sized: bool = True,
         said: Mapping[str, str] | None = None,
-        foreign: Mapping[str, Sequence[str]] | None = None,
+        foreign: Mapping[str, str] | None = None,
         packed_as: str | None = None,
     ) -> None:
         self._weights = weights
@@ -52,7 +52,9 @@ class Registry(Mapping[str, Weight]):
         self.bookkeeping = bookkeeping  # names of scales, zero points and states of packed weights
         self.sized = sized  # False: not even shapes are known, only names
         self.said = said or {}  # what Hugging Face files call a tensor, where these files call it otherwise
-        self.foreign = foreign or {}  # and what they have in its place where they have none such: one for each expert
+        self.foreign = (
+            foreign or {}
+        )  # by address: what they call the tensor of a weight, where they lay it out otherwise
         self.packed_as = packed_as  # how the weights are packed, where they are not unpacked
         known = {weight.name for weight in weights.values()}.union(ignored, bookkeeping)
         self.unclaimed = tuple(name for name in by_name if name not in known)

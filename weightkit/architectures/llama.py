@@ -132,7 +132,7 @@ def _norm_of_each(short: str, head: str) -> Slots:
     """A norm for each head, in a tensor of its own or, in GGUF, all in one."""
     at, name = f"layers.{{layer}}.attn.{short}.norm.{head}", f"{ATTENTION}{short}_layernorm"
     own = norm(at, f"{name}.norms.{head}", axis="head_dim", when="qk_norm")
-    stack = replace(own, name=name, stacked=True, foreign=True, each=own.name, form="stacked")
+    stack = replace(own, name=name, stacked=True, foreign=True, form="stacked")
     return replace(own, form="each"), stack
 
 

@@ -49,7 +49,6 @@ class Slot:
     part: int = 0  # which of them this is
     every: str = ""  # the axis with each of whose items the parts come again; "" one after another
     stacked: bool = False  # the tensor holds those of all experts, one after another
-    each: str = ""  # what the tensor of one expert is called in a Hugging Face file, which has no such stack
     form: str = ""  # one of several ways of storing the same matrices; the first form in the table is the usual one
     foreign: bool = False  # a form that no Hugging Face file has
     optional: Literal["", "head", "extra"] = ""  # head: in the file or, when tied, not; extra: only in some files
@@ -226,19 +225,17 @@ def experts(
     return (
         *gated(own[0], own[1], own[2], when="experts", at=EXPERT, axis="expert_neuron", form="each"),
         *stacked_experts(name + "gate_up_proj", name + "down_proj", raw=True, form="stacked"),
-        *stacked_apart(in_gguf, form="apart", each=own),
-        *stacked_apart(in_mlx, form="switched", each=own),
+        *stacked_apart(in_gguf, form="apart"),
+        *stacked_apart(in_mlx, form="switched"),
         *stacked_experts(name + "gate_up_proj", name + "down_proj", form="together", foreign=True),  # in newer GGUF
     )
 
 
-def stacked_apart(
-    names: tuple[str, ...], *, form: str, each: tuple[str, ...] = ("", "", ""), bias: str = ""
-) -> tuple[Slot, ...]:
-    """The experts of a layer in three tensors, as GGUF and MLX have them; `each` names those of one expert."""
+def stacked_apart(names: tuple[str, ...], *, form: str, bias: str = "") -> tuple[Slot, ...]:
+    """The experts of a layer in three tensors, as GGUF and MLX have them."""
     gate, up, down = names
     slots = gated(gate, up, down, when="experts", at=EXPERT, axis="expert_neuron", form=form, bias=bias)
-    return tuple(replace(s, stacked=True, foreign=True, each=own) for s, own in zip(slots, each, strict=True))
+    return tuple(replace(slot, stacked=True, foreign=True) for slot in slots)
 
 
 def stacked_experts(

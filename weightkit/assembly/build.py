@@ -9,7 +9,7 @@ from dataclasses import replace
 from weightkit import packing
 from weightkit.architectures.parts import Architecture, Role
 from weightkit.assembly.names import Names
-from weightkit.assembly.slots import Item, expand, items_of, over, said
+from weightkit.assembly.slots import Item, expand, items_of, over, said, usual_items
 from weightkit.assembly.ties import share_ties, tie_copies
 from weightkit.checkpoint import CONFIG, Checkpoint
 from weightkit.config import Config
@@ -34,7 +34,7 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
         hf = [said(item, fill) for item, fill in expand(items, config, names.prefix)]
         names.adopt(gguf_names(checkpoint.metadata.get("general.architecture", ""), config.layers, hf, names.actual))
     items = _in_one_form(items, config, names)
-    builder = _Builder(checkpoint, config, names)
+    builder = _Builder(checkpoint, architecture, config, names)
     for item, fill in expand(items, config, names.prefix):
         builder.add(item, fill)
     builder.add_task_heads()
@@ -135,14 +135,15 @@ _TASK = re.compile(
 class _Builder:
     """Collects the weights of one checkpoint, checking each against the shape that the config implies."""
 
-    def __init__(self, checkpoint: Checkpoint, config: Config, names: Names) -> None:
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, config: Config, names: Names) -> None:
         self.checkpoint = checkpoint
         self.config = config
         self.actual, self.sources = names.actual, names.sources
         self.weights: dict[str, Weight] = {}
         self.claimed: set[str] = set()
         self.scales: list[str] = []
-        self.foreign: dict[str, list[str]] = {}
+        self.usual = usual_items(architecture, config)
+        self.foreign: dict[str, str] = {}
         self.settings = checkpoint.packing
         self.schemes = packing.schemes_of(names.actual) if config.quantization else ()
         self.where = checkpoint.folder / CONFIG
@@ -174,8 +175,7 @@ class _Builder:
             if source is not None and source.shape != item.stored:
                 layout = self._turned(item, source, layout, f"{address} ({name})")
             if slot.foreign:
-                names = self.foreign.setdefault(name, [])
-                names += [slot.each.format_map(fill) + item.ending] if slot.each else []
+                self.foreign[address] = said(self.usual[item.address], fill)
         layer = fill.get("layer")
         self.weights[address] = Weight(
             address,

@@ -190,6 +190,14 @@ def items_of(architecture: Architecture, config: Config, *, gguf: bool) -> list[
     return items
 
 
+def usual_items(architecture: Architecture, config: Config) -> dict[str, Item]:
+    """The items as Hugging Face files have them, by address; of several forms, the usual ones."""
+    found: dict[str, Item] = {}
+    for item in items_of(architecture, config, gguf=False):
+        found.setdefault(item.address, item)
+    return found
+
+
 def said(item: Item, fill: Mapping[str, str | int]) -> str:
     """What the slot calls the tensor."""
     return item.slot.name.format_map(fill) + item.ending

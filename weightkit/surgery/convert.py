@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from weightkit.checkpoint import CONFIG, TOKENIZER, Checkpoint
-from weightkit.dtypes import DTYPES, Array, DType
-from weightkit.errors import EditError, SaveError, nearest
+from weightkit.dtypes import DTYPES, DType
+from weightkit.errors import SaveError, nearest
 from weightkit.formats import safetensors
 from weightkit.registry import Registry
-from weightkit.surgery.hugging_face import Expert, relaid
+from weightkit.surgery.cast import Cast
+from weightkit.surgery.hugging_face import assembled, relaid
 from weightkit.surgery.place import beside, companions, put, require_free, sync
-from weightkit.tensor import Derived, Source, Tensor
+from weightkit.tensor import Source, Tensor
 from weightkit.weight import Weight
 
 SHARD_BYTES = 5_000_000_000
@@ -28,27 +28,6 @@ FILES = (".safetensors", ".npz", ".h5", ".hdf5", ".gguf")  # what a destination 
 DTYPES_BY_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Named = tuple[str, Source]
-
-
-@dataclass(frozen=True)
-class Cast(Derived):
-    """A tensor read in another type, each number rounded once, to nearest even."""
-
-    to: DType
-
-    @property
-    def dtype(self) -> DType:
-        """The new type."""
-        return self.to
-
-    def read(self, start: int, stop: int) -> Array:
-        """Stored elements of the new type. EditError where a number does not fit."""
-        import numpy as np
-
-        try:
-            return self.to.encode(self.base.dtype.decode(self.base.read(start, stop), np.float64))
-        except EditError as error:
-            raise EditError(f"{self.name}: {error}") from None
 
 
 def convert(
@@ -104,34 +83,21 @@ def _require_names(checkpoint: Checkpoint, registry: Registry) -> None:
 
 
 def logical(registry: Registry) -> Iterator[Named]:
-    """The tensors that a model is made of, as Hugging Face files have them: no scales, no optimizer state, no repeats.
-
-    Raises SaveError where they have none such.
-    """
+    """The tensors that a model is made of, as Hugging Face has them: no scales, no optimizer state, no repeats."""
     packed = {w.name: w for w in registry.values() if w.source is not None and w.source is not _raw(registry, w.name)}
     tied = registry.config is not None and registry.config.tied  # else nothing would tell that they are one
     repeats = {w.name for w in registry.values() if tied and w.tied_to and _shares_bytes(registry, w)}
+    anew, others = relaid(registry), assembled(registry)
     left_out = {*registry.bookkeeping, *registry.ignored, *repeats}
-    anew = relaid(registry)
     for name, weight in registry.by_name.items():
         if name in left_out:
             continue
+        if name in others:
+            yield from others[name]
+            continue
         said = registry.said.get(name, name)
         source = anew.get(name) or (packed[name].stored if name in packed else weight.stored)
-        if name in registry.foreign:
-            yield from _each(name, source, registry.foreign[name])
-        else:
-            yield _unpacked_name(said) if name in packed else said, source
-
-
-def _each(name: str, stack: Source, names: Sequence[str]) -> Iterator[Named]:
-    """The matrices of a stack, as Hugging Face files have them: in tensors of their own."""
-    if len(names) != stack.shape[0]:
-        raise SaveError(
-            f"{name}: Hugging Face files have no such tensor, so the model cannot be converted from this form"
-        )
-    for number, said in enumerate(names):
-        yield said, Expert(stack, number)
+        yield _unpacked_name(said) if name in packed else said, source
 
 
 def _raw(registry: Registry, name: str) -> Source | None:

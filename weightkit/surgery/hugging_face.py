@@ -6,36 +6,19 @@ has as [in, out]; what is one stack here can be a tensor for each expert there.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weightkit.assembly.slots import Item, items_of
-from weightkit.dtypes import Array
+from weightkit.assembly.slots import Item, items_of, usual_items
+from weightkit.dtypes import DTYPES, Array
 from weightkit.layout import Layout
 from weightkit.registry import Registry
+from weightkit.surgery.cast import Cast
 from weightkit.tensor import Derived, Source
 from weightkit.weight import Weight
-
-
-@dataclass(frozen=True)
-class Expert(Derived):
-    """One matrix of a stack of them."""
-
-    number: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the matrix."""
-        return self.base.shape[1:]
-
-    def read(self, start: int, stop: int) -> Array:
-        """Stored elements `start` to `stop` of the matrix, as a new array."""
-        first = self.number * math.prod(self.shape)
-        return self.base.read(first + start, first + stop)
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,8 @@ class Relaid(Derived):
 
     def read(self, start: int, stop: int) -> Array:
         """Stored elements `start` to `stop` of the new tensor, as a new array."""
-        height, row = (*self.stored, 1)[:2] if len(self.stored) < 3 else self.stored[1:]
+        stacked = self.parts[0][0].index is not None
+        height, row = (*self.stored[stacked:], 1)[:2]
         if stop <= start:
             return np.empty(0, self.dtype.stored)
         first, last = start // row, -(-stop // row)
@@ -98,6 +82,33 @@ def relaid(registry: Registry) -> dict[str, Source]:
         if item is not None and weight.source is not None and not weight.alias:
             tensors[weight.name].append((item, weight))
     return {name: _relaid(parts) for name, parts in tensors.items() if any(_differs(*part) for part in parts)}
+
+
+def assembled(registry: Registry) -> dict[str, list[tuple[str, Source]]]:
+    """What Hugging Face files have in the place of tensors that they have none such of.
+
+    By the name of each such tensor here: the names and tensors that it is the first to be needed for.
+    """
+    if registry.architecture is None or registry.config is None or not registry.foreign:
+        return {}
+    usual = {_PLACE.sub("*", a): item for a, item in usual_items(registry.architecture, registry.config).items()}
+    parts: dict[str, list[tuple[Item, Weight]]] = defaultdict(list)
+    for address, said in registry.foreign.items():
+        parts[said].append((usual[_NUMBER.sub("*", address)], registry[address]))
+    found: dict[str, list[tuple[str, Source]]] = {registry[address].name: [] for address in registry.foreign}
+    for said, of_one in parts.items():
+        found[of_one[0][1].name].append((said, _assembled(of_one)))
+    return found
+
+
+def _assembled(parts: list[tuple[Item, Weight]]) -> Relaid:
+    """One tensor of matrices that lie in others, which can be of several types."""
+    item, first = parts[0]
+    if any(weight.dtype != first.dtype for _, weight in parts):
+        parts = [(p, replace(weight, source=Cast(weight.stored, DTYPES["F32"]))) for p, weight in parts]
+    places = (weight.layout.index if part.slot.stacked else None for part, weight in parts)
+    placed = tuple((replace(p.layout, index=place), w) for (p, w), place in zip(parts, places, strict=True))
+    return Relaid(parts[0][1].stored, item.stored, placed)
 
 
 _PLACE = re.compile(r"\{\w+\}")
