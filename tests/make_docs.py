@@ -157,11 +157,17 @@ states are listed as bookkeeping and are no parameters. GPTQ, AWQ, bitsandbytes 
 with block scales, MXFP4, MLX and the types of GGUF are unpacked when they are read, so statistics, diffs and `convert`
 see the numbers that the model computes with. They cannot be edited in place: convert first.
 
+A packing that is not unpacked (AWQ of the gemv versions, GPTQ of a checkpoint_format or MLX of a mode that is not
+known) opens by names, with a note: `list`, `count`, `show` and `check` see what is stored, `map` what the config
+describes, and `run`, `edit` and `convert` say why they cannot.
+
 ## GGUF
 
 The config comes from the file's own metadata, and so does the tokenizer. Rows of Q and K, which files of Llama-like
 models keep in the order of interleaved rotary positions, are given back in the order of Hugging Face files, so that a
-GGUF file and the model it was made from agree address by address.
+GGUF file and the model it was made from agree address by address. So are norms that have one added, Mamba's A, stacks
+of experts, and the keys and values of latent attention; `convert` writes the tensors that Hugging Face files have. What
+a file leaves out of its config is what llama.cpp assumes.
 
 ## Other things in a file
 

@@ -16,6 +16,7 @@ import weightkit as wk
 from tests import ggufs, test_families
 from tests import make_golden as golden
 from weightkit.assembly.slots import expand, items_of, said
+from weightkit.formats.gguf import open_file
 from weightkit.model import Model
 
 SAVED = test_families.SAVED
@@ -30,6 +31,10 @@ def rope(variant: str, **said: Any) -> dict[str, Any]:
     return {"rope_parameters": SAVED[variant]["config"]["rope_parameters"] | said}
 
 
+LINEAR = {
+    "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+    "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+}
 LONG = {"long_factor": [1.5, 2, 3, 4, 5, 6], "short_factor": [1, 1, 1.1, 1.2, 1.3, 1.4]}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # variant, and what its config says otherwise
     **{
@@ -43,6 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # variant, and what its config
     "qwen3_moe": ("qwen3_moe", {"norm_topk_prob": True}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 16, "sliding_window": 8}),
     "gemma3": ("gemma3_text", {"query_pre_attn_scalar": 16, "sliding_window": 8}),
+    "gemma3-linear": ("gemma3_text", {"query_pre_attn_scalar": 16, "sliding_window": 8, "rope_parameters": LINEAR}),
     "olmo-clip": ("olmo", {"clip_qkv": 0.5}),
     "olmo3": ("olmo3", {"sliding_window": 8}),
     "cohere2": ("cohere2", {"sliding_window": 8}),
@@ -248,6 +254,29 @@ def test_latent_keys_and_values_in_one_tensor(tmp_path: Path) -> None:
     same(model, wk.open(ggufs.write_named(tmp_path / "m.gguf", config, separate, more=old)))
 
 
+def test_the_first_files_of_mixtral_have_a_tensor_for_each_expert(tmp_path: Path) -> None:
+    config, tensors = SAVED["mixtral"]["config"], small("mixtral")
+    model = wk.open(test_families.write(tmp_path / "hf", "mixtral", tensors))
+    separate = ggufs.named(config, tensors)
+    for name in [n for n in separate if "_exps." in n]:
+        stack = separate.pop(name)
+        separate |= {name.replace("_exps.", f".{number}."): matrix for number, matrix in enumerate(stack)}
+    other = wk.open(ggufs.write_named(tmp_path / "m.gguf", config, separate))
+    same(model, other)
+    same(model, wk.open(other.convert(tmp_path / "out")))
+
+
+def test_scores_of_the_largest_gemma_2_are_scaled_by_another_size(tmp_path: Path) -> None:
+    """`n_layer == 46` in llama.cpp: the model of 27B."""
+    more = {"block_count": 46, "attention.head_count": 8}
+    scalars = [open_file(ggufs.write(tmp_path / "m.gguf", *gemma2(), more=m)).config for m in ({}, more)]
+    assert [config and config["query_pre_attn_scalar"] for config in scalars] == [16, 6.0]
+
+
+def gemma2() -> tuple[dict[str, Any], test_families.Tensors]:
+    return SAVED["gemma2"]["config"], small("gemma2")
+
+
 def test_turned_keys_read_in_any_part(tmp_path: Path) -> None:
     _, other = twins(tmp_path, "deepseek_v2")
     source = other.checkpoint.tensors["blk.1.attn_k_b.weight"]
@@ -268,7 +297,7 @@ def test_the_first_files_of_phi_2_have_q_k_v_in_one_tensor(tmp_path: Path) -> No
     same(model, wk.open(ggufs.write_named(tmp_path / "m.gguf", config, separate)))
 
 
-@pytest.mark.parametrize("case", ["gemma3", "olmo3", "cohere2", "gpt_oss-window"])
+@pytest.mark.parametrize("case", ["gemma3", "gemma3-linear", "olmo3", "cohere2", "gpt_oss-window"])
 def test_which_layers_have_a_window_where_a_file_says_it(tmp_path: Path, case: str) -> None:
     variant, changes = CASES[case]
     types = ["full_attention", "sliding_attention", "full_attention"]

@@ -671,8 +671,9 @@ def test_names() -> None:
         "lm_head.weight": "output.weight",
         "model.norm.weight": "output_norm.weight",
         "model.layers.1.block_sparse_moe.experts.w1.weight": "blk.1.ffn_gate_exps.weight",
+        "model.layers.1.block_sparse_moe.experts.12.w1.weight": "blk.1.ffn_gate.12.weight",
     }
-    others = ["model.layers.1.block_sparse_moe.experts.0.w1.weight", "model.layers.18.mlp.down_proj.weight", "x", ""]
+    others = ["model.layers.18.mlp.down_proj.weight", "x", ""]
     assert gguf_config.hf_names("llama", 18, [*names, *others]) == names
     assert gguf_config.hf_names("bert", 1, ["bert.encoder.layer.0.attention.self.query.bias"]) == {
         "bert.encoder.layer.0.attention.self.query.bias": "blk.0.attn_q.bias"

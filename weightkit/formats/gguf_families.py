@@ -78,8 +78,9 @@ def _gemma3(said: Said, fields: Fields) -> Fields:
 
 def _scalar(fields: Fields, largest: int) -> Any:
     """What scores are scaled by: no key says it; the model of 27B, known by its layers, takes another head size."""
-    if fields["num_hidden_layers"] == largest:
-        return fields["hidden_size"] / fields["num_attention_heads"]
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    if fields["num_hidden_layers"] == largest and type(width) is int and type(heads) is int and heads > 0:
+        return width / heads
     return fields.get("head_dim", 256)
 
 

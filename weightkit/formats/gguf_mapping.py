@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 def hf_names(architecture: str, layers: int, names: Iterable[str]) -> dict[str, str]:
     """{a name as Hugging Face files have it: the name that GGUF has for that tensor}, where there is one.
 
-    The experts of a layer, which are one tensor in GGUF, go by their name without a number:
-    `…experts.gate_proj.weight`.
+    The experts of a layer, which are one tensor in all but the first GGUF files, go by their name without a
+    number: `…experts.gate_proj.weight`.
     """
     find = _names(architecture)
     found: dict[str, str] = {}
@@ -25,6 +25,7 @@ def hf_names(architecture: str, layers: int, names: Iterable[str]) -> dict[str, 
 
 
 _NUMBER = re.compile(r"\.(\d{1,9})\.")  # the first in a name is that of its layer
+_EXPERT = re.compile(r"\.experts\.(\d{1,5})\.")
 _MERGED = (".experts.gate_up_proj.weight", ".experts.gate_up_proj.bias")
 _ENDINGS = (("e_score_correction_bias", "e_score_correction.bias"), (".sinks", ".sinks.weight"))  # GGUF gives them one
 
@@ -43,6 +44,9 @@ def _names(architecture: str) -> Callable[[str], str | None]:
         if name.endswith(_MERGED):  # newer than the table of most releases of the package
             apart = find(name.replace("gate_up_proj", "gate_proj"))
             return None if apart is None else apart.replace("ffn_gate_exps", "ffn_gate_up_exps")
+        if expert := _EXPERT.search(name):  # in a tensor of its own, as in the first files of Mixtral
+            stack = find(name.replace(expert[0], ".experts.", 1))
+            return None if stack is None else stack.replace("_exps.", f".{expert[1]}.")
         for without, with_one in _ENDINGS:
             name = name.removesuffix(without) + with_one if name.endswith(without) else name
         for known in (name, name.partition(".")[2]):  # some names are in the table without their prefix only
