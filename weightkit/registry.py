@@ -52,9 +52,7 @@ class Registry(Mapping[str, Weight]):
         self.bookkeeping = bookkeeping  # names of scales, zero points and states of packed weights
         self.sized = sized  # False: not even shapes are known, only names
         self.said = said or {}  # what Hugging Face files call a tensor, where these files call it otherwise
-        self.foreign = (
-            foreign or {}
-        )  # by address: what they call the tensor of a weight, where they lay it out otherwise
+        self.foreign = foreign or {}  # by address: what they call the tensor that a weight is in there
         self.packed_as = packed_as  # how the weights are packed, where they are not unpacked
         known = {weight.name for weight in weights.values()}.union(ignored, bookkeeping)
         self.unclaimed = tuple(name for name in by_name if name not in known)
