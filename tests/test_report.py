@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import weightkit as wk
-from tests.test_families import random
+from tests.test_families import opened, random
 from tests.test_families import write as write_family
 from tests.tiny import CONFIGS, FAMILIES, shapes, write
 from weightkit.analysis.statistics import Histogram
@@ -105,6 +107,17 @@ def test_a_table_shrinks_to_a_width(width: int) -> None:
 def test_a_table_that_cannot_shrink_enough_keeps_its_numbers() -> None:
     lines = text(table(COLUMNS, ROWS, 10))
     assert "1,234" in lines[2]
+
+
+def test_a_long_value_goes_on_below() -> None:
+    rows = [("name", "a first item, a second, 1,000 of a third, and a fourth"), ("b", "c")]
+    assert text(pairs(rows, 30)) == [
+        "name  a first item, a second,",
+        "      1,000 of a third,",
+        "      and a fourth",
+        "b     c",
+    ]
+    assert text(pairs(rows)) == [f"name  {rows[0][1]}", "b     c"]
 
 
 def test_a_table_of_nothing() -> None:
@@ -207,6 +220,52 @@ def test_an_unknown_family_has_no_pipeline(tmp_path: Path) -> None:
     model = wk.open(write(tmp_path, model_type="unheard_of"))
     assert steps(model.registry) == []
     assert pipeline(model.registry, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("variant", "head", "end"),
+    [
+        ("bert", "", "logits of the masked tokens"),
+        ("gpt2", "", "logits of the next token"),
+        ("gpt2", "score.weight", "scores of the task"),
+        ("t5", "decoder.", "hidden states"),
+    ],
+)
+def test_what_comes_out(tmp_path: Path, variant: str, head: str, end: str) -> None:
+    tensors = random(variant)
+    if head == "score.weight":
+        tensors |= {head: np.ones((2, 48), np.float32)}
+    elif head == "decoder.":
+        tensors = {name: array for name, array in tensors.items() if not name.startswith(head)}
+    assert steps(opened(tmp_path, variant, tensors).registry)[-1].name == f"output: {end}"
+
+
+@pytest.mark.parametrize("variant", ["bert", "distilbert", "phi", "gptj", "t5", "deepseek_v3"])
+def test_lines_add_up_to_the_total(tmp_path: Path, variant: str) -> None:
+    model = opened(tmp_path, variant)
+    total = model.counts().total
+    lines = [line for line in text(pipeline(model.registry, total)) if "%" in line]
+    assert sum(int(line.split("%")[0].split()[-2].replace(",", "")) for line in lines) == total
+
+
+@pytest.mark.parametrize(("variant", "rotated"), [("falcon-7b", True), ("falcon-rw", False)])
+def test_positions_by_nearness_rotate_nothing(tmp_path: Path, variant: str, rotated: bool) -> None:
+    found = steps(opened(tmp_path, variant).registry)
+    assert any("rotate" in step.name for step in found) == rotated
+
+
+GEMMA3 = {
+    "model_type": "gemma3",
+    "text_config": {"hidden_size": 2560, "intermediate_size": 10_240, "num_hidden_layers": 34},
+    "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27},
+}
+
+
+def test_what_is_seen_comes_before_the_layers_that_read_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA3))
+    lines = text(pipeline(wk.open(tmp_path / "config.json").registry, 1))
+    order = ("embedding", "patch", "× 27 layers of the vision tower", "project", "× 34 layers", "vocab projection")
+    assert sorted(order, key=lambda words: next(i for i, line in enumerate(lines) if words in line)) == list(order)
 
 
 # ── bars ───────────────────────────────────────────────────────────────────────────────────────────

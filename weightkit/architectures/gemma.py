@@ -52,9 +52,11 @@ _OTHER_NAMES = (  # what transformers writes since version 5, and what it calls 
     *((f"vision_tower.{part}.", f"{_VISION}{part}.") for part in ("embeddings", "encoder", "post_layernorm")),
 )
 
+_TEXT = block(qk_norm=PER_HEAD, **_SANDWICH)
+
 FAMILIES = (
     architecture("gemma", norm="rms + 1"),
     architecture("gemma2", block(**_SANDWICH), norm="rms + 1"),
-    architecture("gemma3_text", block(qk_norm=PER_HEAD, **_SANDWICH), norm="rms + 1"),
-    architecture("gemma3", (*block(qk_norm=PER_HEAD, **_SANDWICH), *_vision()), norm="rms + 1", renamed=_OTHER_NAMES),
+    architecture("gemma3_text", _TEXT, norm="rms + 1"),
+    architecture("gemma3", (_TEXT[0], *_vision(), *_TEXT[1:]), norm="rms + 1", renamed=_OTHER_NAMES),
 )

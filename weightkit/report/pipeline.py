@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from weightkit.analysis.explain import pattern_of
-from weightkit.architectures.parts import Role
+from weightkit.architectures.parts import Architecture, Role
 from weightkit.registry import Registry
 from weightkit.report import units
 from weightkit.report.tables import Line, widest
@@ -58,8 +58,16 @@ def steps(registry: Registry) -> list[Step]:
         step = _step(address, weights, biases[address])
         result += _before(address, step.stack, activation, rotated)
         result.append(step)
-    end = "logits of the next token" if architecture.has_head and "lm_head" in registry else "hidden states"
-    return [*result, Step(f"output: {end}", False)]
+    return [*result, Step(f"output: {_end(registry, architecture)}", False)]
+
+
+def _end(registry: Registry, architecture: Architecture) -> str:
+    """What comes out."""
+    if "lm_head" in registry:
+        return "logits of the next token" if architecture.causal else "logits of the masked tokens"
+    if any(address.startswith("task.") for address in registry):
+        return "scores of the task"
+    return "hidden states"
 
 
 def _above(address: str) -> list[str]:
@@ -90,7 +98,7 @@ def _name(address: str, weight: Weight, weights: list[Weight]) -> str:
         number = len({w.address.split(".experts.")[1].split(".")[0] for w in weights})
         return f"{weight.role} × {number:,} experts"
     if "shared" in parts:
-        return f"{weight.role}, shared expert"
+        return f"{weight.role}, shared"
     if weight.role is Role.NORM:
         of = next((part for part in parts if part in ("q", "k", "q_a", "kv_a")), None)
         return f"norm of {of}" if of else "norm"
@@ -113,6 +121,9 @@ def _before(address: str, stack: str | None, activation: str, rope: bool) -> lis
     return []
 
 
+_STACKS = {"vision": "vision tower"}  # where an address does not say it in full
+
+
 def pipeline(registry: Registry, total: int) -> list[Line]:
     """The steps as lines: those with learned weights marked *, with shape, parameters and share."""
     found = steps(registry)
@@ -130,7 +141,7 @@ def pipeline(registry: Registry, total: int) -> list[Line]:
                 lines.append([("   ╰─", "dim")])
             inside = step.stack
             if inside is not None:
-                of = f" of the {inside}" if inside else ""
+                of = f" of the {_STACKS.get(inside, inside)}" if inside else ""
                 lines.append([(f"   ╭─ × {units.plural(layers[inside], 'layer')}{of}", "dim")])
         edge = ("   │ " if step.in_layer else "   ", "dim")
         if not step.weights:
@@ -153,12 +164,12 @@ def pipeline(registry: Registry, total: int) -> list[Line]:
 
 def _where(step: Step, layers: int) -> str:
     """In how many layers a step is, where that is not all of them."""
-    return f"  in {units.plural(step.layers, 'layer')}" if step.in_layer and 0 < step.layers < layers else ""
+    return f"  {units.plural(step.layers, 'layer')}" if step.in_layer and 0 < step.layers < layers else ""
 
 
 def _row(step: Step, total: int) -> tuple[str, str, str, str]:
-    if step.tied_to:
-        return step.name, f"tied to {step.tied_to}", "", ""
-    shape = units.shape(step.shape) + (" + bias" if step.bias else "")
+    shape = f"tied to {step.tied_to}" if step.tied_to else units.shape(step.shape)
+    if step.tied_to and not step.bias:
+        return step.name, shape, "", ""
     share = units.percent(step.parameters / total) if total else units.NONE
-    return step.name, shape, units.count(step.parameters), share
+    return step.name, shape + (" + bias" if step.bias else ""), units.count(step.parameters), share

@@ -6,6 +6,7 @@ nor forge a row.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,11 +56,22 @@ def plain(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Iterator[
     return (line.format(*row).rstrip() + "\n" for row in cells)
 
 
-def pairs(rows: Iterable[tuple[str, str]]) -> list[Line]:
-    """Lines of a name and a value, aligned."""
+_TIED = "\xa0"  # a space that no line ends at; `printable` leaves none in a text
+
+
+def pairs(rows: Iterable[tuple[str, str]], width: int | None = None) -> list[Line]:
+    """Lines of a name and a value, aligned; a value too long for `width` goes on below, None never breaks it."""
     rows = list(rows)
-    width = widest(name for name, _ in rows)
-    return [[(f"{name:<{width}}{GAP}", "dim"), (printable(value), "")] for name, value in rows]
+    indent = widest(name for name, _ in rows)
+    lines: list[Line] = []
+    for name, value in rows:
+        text = printable(value)
+        room = max(20, width - indent - len(GAP)) if width else len(text) + 1
+        items = text.replace(" ", _TIED).replace("," + _TIED, ", ")  # so that a line ends after an item
+        for part in textwrap.wrap(items, room, break_on_hyphens=False) or [text]:
+            lines.append([(f"{name:<{indent}}{GAP}", "dim"), (part.replace(_TIED, " "), "")])
+            name = ""
+    return lines
 
 
 def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
