@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -41,8 +42,6 @@ for arguments in json.loads(sys.argv[1]):
 
 def on_a_terminal(commands: Sequence[Sequence[object]], **environment: str) -> list[list[str]]:
     """The lines that each command prints where stdout is a terminal of 80 columns."""
-    import json
-
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDTH, 0, 0))
     words = json.dumps([[str(word) for word in command] for command in commands])
@@ -109,6 +108,35 @@ def test_small_numbers_fit_a_terminal(tmp_path: Path) -> None:
     b = write(tmp_path / "b", tensors={name: array * np.float32(-1.001) for name, array in tensors.items()})
     for lines in on_a_terminal([["show", a, "layers.0.attn.q"], ["stats", a], ["diff", a, b], ["check", a]]):
         assert [line for line in plain(lines) if len(line) > WIDTH] == []
+
+
+LARGE: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        "hidden_size": 7168,
+        "intermediate_size": 18_432,
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        "vocab_size": 129_280,
+    },
+    "gemma3": {
+        "text_config": {"hidden_size": 2560, "intermediate_size": 10_240, "num_hidden_layers": 34},
+        "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_models_fit_a_terminal(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **LARGE[kind]}))
+    verbs = ("map", "count", "count --explain")
+    printed = on_a_terminal([[*verb.split(), tmp_path / "config.json"] for verb in verbs])
+    lines = dict(zip(verbs, map(plain, printed), strict=True))
+    assert [line for verb in verbs for line in lines[verb] if len(line) > WIDTH] == []
+    words = " ".join("\n".join(lines["count"]).split())
+    assert "no files here; – in the config's type" in words
+    assert "by layer outside layers: " in words
+    assert {"deepseek_v3": "3 to 60: 11,", "gemma3": "vision.0 to 26: 15,"}[kind] in words
+    assert "× residual" in "\n".join(lines["count --explain"])  # what a size is a size of is never cut
 
 
 def test_columns_and_no_color(tmp_path: Path) -> None:

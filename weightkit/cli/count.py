@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Annotated
 
 import typer
@@ -13,7 +15,7 @@ from weightkit.cli.output import Json, ModelPath, emit, open_model, say, width
 from weightkit.config import Config
 from weightkit.errors import printable
 from weightkit.report import units
-from weightkit.report.tables import Column, pairs, table
+from weightkit.report.tables import GAP, Column, pairs, table
 
 Context = Annotated[
     int | None,
@@ -42,7 +44,7 @@ def count(model: ModelPath, explain: Explain = False, context: Context = None, j
             _explain(explanation)
         else:
             _by_role(counts)
-        say(*pairs(_facts(counts, at)))
+        say(*pairs(_facts(counts, at), width()))
     return 1 if explanation is not None and explanation.mismatches else 0
 
 
@@ -54,7 +56,7 @@ def _emit(counts: Counts, context: int | None, explanation: Explanation | None) 
         total=counts.total if known else None,
         active=counts.active if known else None,
         stored=counts.stored if known else None,
-        bytes=counts.bytes,
+        bytes=counts.bytes or None,  # of a type that nothing names
         bits_per_parameter=counts.bits_per_parameter,
         by_role=counts.by_role,
         by_layer=counts.by_layer,
@@ -105,7 +107,7 @@ def _explain(explanation: Explanation) -> None:
         )
         for term in explanation.terms
     ]
-    say(*table(columns, cells, width()), "")
+    say(*table(columns, _by_factor(cells, width()), width()), "")
     says = [
         ("sum of the above", explanation.total),
         ("in the files", explanation.files),
@@ -120,6 +122,19 @@ def _explain(explanation: Explanation) -> None:
     for wrong in explanation.mismatches:
         files, config = units.count(wrong.files), units.count(wrong.config)
         say([("fault: ", "red"), (f"{printable(wrong.address)}: {files} in the files, {config} by the config", "")])
+
+
+def _by_factor(cells: Sequence[tuple[str, ...]], columns: int | None) -> Sequence[tuple[str, ...]]:
+    """The rows with their last cell over several, a factor on each, where a line has no room for it."""
+    if columns is None:
+        return cells
+    used = sum(max(len(cell) for cell in column) + len(GAP) for column in list(zip(*cells, strict=True))[:-1])
+    rows: list[tuple[str, ...]] = []
+    for *row, words in cells:
+        first, *others = [words] if used + len(words) <= columns else words.replace(" × ", "\0× ").split("\0")
+        rows.append((*row, first))
+        rows += [(*("" for _ in row), factor) for factor in others]
+    return rows
 
 
 def _facts(counts: Counts, context: int | None) -> list[tuple[str, str]]:
@@ -150,7 +165,7 @@ def _facts(counts: Counts, context: int | None) -> list[tuple[str, str]]:
 def _stored(counts: Counts) -> str:
     if counts.stored:
         return f"{units.count(counts.stored)} numbers, {units.size(counts.bytes)}"
-    return f"no files here; {units.size(counts.bytes)} in the config's type"
+    return f"no files here; {units.size(counts.bytes or None)} in the config's type"
 
 
 def _costs(counts: Counts, config: Config, context: int) -> list[tuple[str, str]]:
@@ -168,15 +183,14 @@ _TYPES = (("F32", 4), ("BF16", 2), ("8 bits", 1))
 
 
 def _layers(by_layer: dict[str, int]) -> str:
-    """Layers of equal size together, as in `0 to 31: 218,112,000 each`."""
+    """Layers of a stack of equal size together, as in `0 to 31: 218,112,000 each`."""
     parts: list[str] = []
-    runs: list[list[str]] = []
-    for name, number in by_layer.items():
-        if runs and name.isdecimal() and runs[-1][0].isdecimal() and by_layer[runs[-1][-1]] == number:
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    for run in runs:
-        each = units.count(by_layer[run[0]])
-        parts.append(f"{run[0]} to {run[-1]}: {each} each" if len(run) > 1 else f"{run[0]}: {each}")
+    for (_, number), run in groupby(by_layer.items(), key=lambda layer: (layer[0].rstrip(_DIGITS), layer[1])):
+        names = [name for name, _ in run]
+        each = units.count(number)
+        last = names[-1].rpartition(".")[2]  # of encoder.0 to encoder.5, the 5
+        parts.append(f"{names[0]} to {last}: {each} each" if len(names) > 1 else f"{names[0]}: {each}")
     return ", ".join(parts[:6]) + (", …" if len(parts) > 6 else "")
+
+
+_DIGITS = "0123456789"

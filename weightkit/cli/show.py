@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from weightkit.cli.output import Json, ModelPath, emit, open_model, say
+from weightkit.cli.output import Json, ModelPath, emit, open_model, say, width
 from weightkit.report import units
 from weightkit.report.charts import bars
 from weightkit.report.tables import Column, pairs, table
@@ -44,7 +44,8 @@ def show(
                     "zeros, NaN, Inf",
                     f"{units.count(row.zeros)}, {units.count(row.nan)}, {units.count(row.inf)}",
                 ),
-            ]
+            ],
+            width(),
         ),
         "",
         *table(
