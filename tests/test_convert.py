@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -437,3 +438,34 @@ def test_stacks_of_mlx_become_those_of_hugging_face(tmp_path: Path, variant: str
     again = wk.open(model.convert(tmp_path / "out"))
     assert wk.diff(again, plain).identical
     assert set(again.checkpoint.names) == set(plain.checkpoint.names)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "file_type"),
+    [
+        ("F32", None, "ALL_F32"),
+        ("F16", None, "MOSTLY_F16"),
+        ("BF16", None, "MOSTLY_BF16"),
+        ("F32", "BF16", "MOSTLY_BF16"),
+    ],
+)
+def test_a_gguf_file_says_the_type_of_most_matrices(
+    tmp_path: Path, stored: str, dtype: str | None, file_type: str
+) -> None:
+    path = wk.open(write(tmp_path / "a", dtype=stored)).convert(tmp_path / "m.gguf", dtype=dtype)
+    assert gguf.LlamaFileType(gguf.GGUFReader(path).fields["general.file_type"].contents()).name == file_type
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_windows_that_gguf_has_no_place_for_are_refused(tmp_path: Path, first: int) -> None:
+    keys: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": first}
+    with pytest.raises(SaveError, match="attention windows of this qwen2 model"):
+        wk.open(write(tmp_path / "a", "qwen2", **keys)).convert(tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_the_window_of_all_layers_stays(tmp_path: Path) -> None:
+    path = wk.open(write(tmp_path / "a", "mistral", sliding_window=8)).convert(tmp_path / "m.gguf")
+    config = wk.open(path).registry.config
+    assert config is not None
+    assert config.windows == (8, 8, 8)

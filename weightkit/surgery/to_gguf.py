@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ def write_gguf(
     if missing is not None:
         raise SaveError(f"{missing}: GGUF files of {architecture} models have no such tensor")
     entries = [_entry(names[name], source, kind, config, architecture) for name, source in named.items()]
-    metadata = {"general.architecture": architecture, **_metadata(config, architecture, kind)}
+    metadata = {
+        "general.architecture": architecture,
+        **_metadata(config, architecture),
+        "general.file_type": _file_type(entries),
+    }
     write(path, entries, {**metadata, **_tokenizer(checkpoint, config)})
 
 
@@ -52,7 +57,7 @@ def _entry(name: str, source: Source, kind: str | None, config: Config, architec
     return name, source, kind if blocks_fit(source.shape, kind) else "F16"  # as llama.cpp does with odd widths
 
 
-def _metadata(config: Config, architecture: str, kind: str | None) -> dict[str, Any]:
+def _metadata(config: Config, architecture: str) -> dict[str, Any]:
     a = architecture + "."
     found: dict[str, Any] = {
         a + "context_length": config.positions,
@@ -74,13 +79,21 @@ def _metadata(config: Config, architecture: str, kind: str | None) -> dict[str, 
         found[a + "rope.scaling.original_context_length"] = config.rope.original_positions
     elif config.rope.type != "default":
         raise SaveError(f"rotary positions of type {config.rope.type} cannot be written as GGUF here")
-    window = next((w for w in config.windows if w), None)
-    if window:
-        found[a + "attention.sliding_window"] = window
+    if any(config.windows):
+        if architecture != "llama" or len(set(config.windows)) > 1:  # llama.cpp reads one, for all layers, or none
+            raise SaveError(f"the attention windows of this {config.model_type} model cannot be written as GGUF")
+        found[a + "attention.sliding_window"] = config.windows[0]
+    return found
+
+
+def _file_type(entries: Iterable[Named]) -> int:
+    """llama.cpp's number for the type that most matrices are of."""
     import gguf
 
-    file_type = getattr(gguf.LlamaFileType, f"MOSTLY_{kind}", gguf.LlamaFileType.ALL_F32)
-    return found | {"general.file_type": int(file_type)}
+    kinds = Counter(kind for _, source, kind in entries if len(source.shape) > 1)
+    kind = kinds.most_common(1)[0][0] if kinds else "F32"
+    names = (f"MOSTLY_{kind}", f"MOSTLY_{kind}_MOE", f"ALL_{kind}")
+    return next((int(gguf.LlamaFileType[name]) for name in names if name in gguf.LlamaFileType.__members__), 0)
 
 
 def _tokenizer(checkpoint: Checkpoint, config: Config) -> dict[str, Any]:
