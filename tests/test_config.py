@@ -346,6 +346,7 @@ def test_how_weights_are_packed(values: dict[str, Any], method: str | None) -> N
 def test_differences_are_of_what_is_computed() -> None:
     a = config("llama")
     assert a.differences(config("llama", torch_dtype="float16")) == {}
+    assert a.differences(config("llama", rope_theta=5e5)) == {"rope.theta": (10_000.0, 500_000.0)}
     assert a.differences(config("llama", rms_norm_eps=1e-6, num_hidden_layers=2)) == {
         "layers": (3, 2),
         "eps": (1e-5, 1e-6),

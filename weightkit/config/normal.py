@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
@@ -158,10 +158,9 @@ class Config:
     quantization: str | None = None
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
-        """The fields in which two models would compute differently: {field: (mine, theirs)}."""
-        names = (name for name in self.__dataclass_fields__ if name not in ("dtype", "quantization"))
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        """The fields in which two models would compute differently: {field, or field.part: (mine, theirs)}."""
+        found = _differences(self, other, "")
+        return {name: pair for name, pair in found.items() if name not in ("dtype", "quantization")}
 
     def has(self, part: str) -> bool:
         """Whether this model has an optional part: a bias field, or one of `parts`; `!part` is its absence."""
@@ -181,3 +180,15 @@ class Config:
     def is_dense(self, layer: int) -> bool:
         """Whether a layer has one FFN rather than experts."""
         return self.experts is None or bool(self.experts.dense and self.experts.dense[layer])
+
+
+def _differences(a: Any, b: Any, at: str) -> dict[str, tuple[Any, Any]]:
+    """{the place of a value: (of a, of b)}, for all that differ."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in a.__dataclass_fields__:
+        pair = getattr(a, name), getattr(b, name)
+        if pair[0] == pair[1]:
+            continue
+        same = is_dataclass(pair[0]) and type(pair[0]) is type(pair[1])
+        found |= _differences(*pair, f"{at}{name}.") if same else {at + name: pair}
+    return found
