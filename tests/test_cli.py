@@ -36,6 +36,7 @@ COMMANDS: dict[str, list[str]] = {
     "diff": ["A", "B"],
     "edit": ["A", "--zero", "layers.1.attn[head=1]", "--dry-run"],
     "run": ["A", "w1 w2"],
+    "chat": ["A", "w1 w2", "-n", "3"],
     "trace": ["A", "--ids", "1,2,3"],
     "measure": ["A", "B", "--ids", "1,2,3,4"],
 }
@@ -45,6 +46,7 @@ FIELDS: dict[str, str] = {  # that must keep their names: ../shared/DESIGN.md, 4
     "diff": "identical changed only_a only_b unchanged",
     "measure": "tokens nll_a nll_b perplexity_a perplexity_b kl_mean kl_max top1_agreement first_drift",
     "run": "text ids next",
+    "chat": "text ids prompt_tokens",
     "trace": "ids tokens changes rows output",
 }
 ROWS: dict[str, tuple[str, str]] = {
@@ -60,9 +62,14 @@ ROWS: dict[str, tuple[str, str]] = {
 EXIT = {"diff": 1}  # these two models differ
 
 
+TEMPLATE = "{% for m in messages %}{{ 'w5 ' if m.role == 'system' else '' }}{{ m.content }} w9 {% endfor %}"
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> dict[str, Path]:
     models = {name: tokenizer(write(tmp_path / name, seed=seed)) for seed, name in enumerate("AB")}
+    for folder in models.values():
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
     return models | {"C": tmp_path / "C"}
 
 
@@ -112,7 +119,7 @@ def test_plain_text_in_a_pipe(cli: Cli, pair: dict[str, Path], verb: str) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb != "run"])
+@pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb not in ("run", "chat")])
 def test_every_family(cli: Cli, tmp_path: Path, family: str, verb: str) -> None:
     pair = {name: write(tmp_path / name, family, seed=seed, shards=3) for seed, name in enumerate("AB")}
     pair["C"] = tmp_path / "C"
@@ -220,6 +227,26 @@ def test_run_of_a_model_with_an_encoder(cli: Cli, tmp_path: Path) -> None:
     found = cli("run", tmp_path, "--ids", "5 7", "-n", 4, "--json").json
     assert (found["text"], found["ids"]) == (want, model.generate([5, 7], 4))
     assert found["next"][0]["id"] == model.generate([5, 7], 5)[-1]
+
+
+def test_chat_is_chat(cli: Cli, pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [{"role": "system", "content": "w7"}, {"role": "user", "content": "w1 w2"}]
+    writing = wk.open(pair["A"]).chat(messages, 5)
+    assert writing.prompt == [5, 7, 9, 1, 2, 9]
+    want = writing.whole()
+    command = ["chat", pair["A"], "--system", "w7", "-n", 5]
+    assert cli(*command, "w1 w2").out == want + "\n"
+    found = cli(*command, "w1 w2", "--json").json
+    assert (found["text"], found["ids"], found["prompt_tokens"]) == (want, writing.prompt + writing.ids, 6)
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1 w2\n"))
+    assert cli(*command).out == want + "\n"
+    assert "nothing to answer" in cli(*command).err  # it is read
+
+
+def test_chat_without_a_template(cli: Cli) -> None:
+    done = cli("chat", "demo", "Hello")
+    assert (done.code, done.out) == (2, "")
+    assert "no chat template" in done.err
 
 
 def test_measure_is_measure(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import weightkit as wk
 from tests.by_hand import Array, f32, tokenizer, write_file, write_holes
 from tests.conftest import Cli
 from tests.tiny import CONFIGS, weights, write
@@ -315,3 +316,31 @@ def test_ctrl_c_while_saving_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("end", [b"\x04", b"\x03"], ids=["Ctrl-D", "Ctrl-C"])
+def test_a_conversation(tmp_path: Path, end: bytes) -> None:
+    folder = tokenizer(write(tmp_path))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} w9 {% endfor %}")
+    messages = [{"role": "user", "content": "w1"}]
+    for said in ("w2", None):
+        messages.append({"role": "assistant", "content": wk.open(folder).chat(messages, 3).whole()})
+        messages += [{"role": "user", "content": said}] if said else []
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-c", MAIN, "chat", str(folder), "-n", "3"]
+    process = subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    for typed in (b"w1\n", b"  \n", b"w2\n", end):  # nothing is not a message
+        while not shown.endswith(b"> "):
+            shown += os.read(controller, 1 << 16)
+        os.write(controller, typed)
+        shown += typed
+    assert (process.communicate()[1], process.returncode) == (b"", 0)
+    lines = shown.decode().replace("\r", "").split("\n")
+    for message in messages:
+        assert any(line.endswith(message["content"]) for line in lines)
+    os.close(controller)

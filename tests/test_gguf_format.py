@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import weightkit as wk
 from tests.test_safetensors import fetched
 from weightkit.dtypes import DTYPES, Array
 from weightkit.errors import EditError, FormatError, SaveError
@@ -739,6 +740,25 @@ def test_sentencepiece_as_the_original(both_tokenizers: tuple[Any, Any], text: s
         assert mine.encode(text, add_special_tokens=special).ids == ids
         assert mine.decode(ids) == original.decode(ids)
         assert mine.decode(ids, skip_special_tokens=False) == original.decode(ids, skip_special_tokens=False)
+
+
+def test_the_chat_template_and_the_names_of_tokens(tmp_path: Path) -> None:
+    values = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a"],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.padding_token_id": 4,  # there is no such token
+        "tokenizer.chat_template": "{{ bos_token }}" + "x" * 2000,
+    }
+    made = open_file(write_by_package(tmp_path / "m.gguf", "llama", values, {})).tokenizer_config
+    assert made is not None
+    template = values["tokenizer.chat_template"]
+    assert made() == {"chat_template": template, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    model = wk.open(tmp_path / "m.gguf")
+    assert model.chat_prompt([]) == "<s>" + "x" * 2000
+    assert model.end_ids == {2}
 
 
 def test_sentencepiece_without_a_prefix(tmp_path: Path) -> None:

@@ -107,6 +107,15 @@ def test_words(by_words: Tokenizer) -> None:
     assert by_words.last_id == 7
 
 
+def test_tokens_by_what_they_are_for(bytes_file: Path) -> None:
+    settings = {"eos_token": {"content": "<|end|>"}, "bos_token": "no token", "pad_token": None, "model_max_length": 1}
+    tokenizer = Tokenizer(bytes_file.read_bytes(), bytes_file, settings)
+    assert tokenizer.named == {"eos_token": "<|end|>", "bos_token": "no token"}
+    assert [tokenizer.id_named(name) for name in ("eos_token", "bos_token", "pad_token")] == [0, None, None]
+    with pytest.raises(FormatError, match="its eos_token is not a token"):
+        Tokenizer(bytes_file.read_bytes(), bytes_file, {"eos_token": [2]})
+
+
 # ── the id of a text ─────────────────────────────────────────────────────────────────────────────────
 
 

@@ -25,6 +25,7 @@ from weightkit.tensor import Source
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 GENERATION = "generation_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 ADAPTER = "adapter_config.json"
 INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})(\.[a-z0-9]+)")
@@ -98,8 +99,21 @@ class Checkpoint:
         return make() if make is not None else None
 
     def tokenizer_settings(self) -> dict[str, Any]:
-        """What tokenizer_config.json says, and special_tokens_map.json where that says nothing."""
+        """What tokenizer_config.json says, special_tokens_map.json where that says nothing, or else the weights."""
+        made = (shard.tokenizer_config() for shard in self.shards if shard.tokenizer_config is not None)
+        if self.tokenizer_path is None and (settings := next(made, None)) is not None:
+            return settings
         return (self.beside("special_tokens_map.json") or {}) | (self.beside("tokenizer_config.json") or {})
+
+    def chat_template(self) -> Any:
+        """The chat template: the text of chat_template.jinja, or else as tokenizer_config.json has it; None without."""
+        path = self.folder / CHAT_TEMPLATE
+        if not path.exists() and not path.is_symlink():
+            return self.tokenizer_settings().get("chat_template")
+        try:
+            return strictjson.read_bytes(inside(self.folder, path)).decode("utf-8")
+        except UnicodeDecodeError:
+            raise FormatError(f"{path}: is not text in UTF-8") from None
 
     def beside(self, name: str) -> dict[str, Any] | None:
         """The JSON object in a small file beside the weights; None where there is no such file."""

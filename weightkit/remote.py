@@ -24,6 +24,8 @@ SMALL = (
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
     "generation_config.json",
     "adapter_config.json",
     "model.safetensors.index.json",
@@ -110,7 +112,7 @@ def _listed(system: Any, root: str) -> list[str] | None:
     except Exception as error:
         raise FormatError(f"{root}: {_reason(error)}") from None
     names = [str(e["name"]).rstrip("/").rpartition("/")[2] for e in entries if e.get("type") != "directory"]
-    return [name for name in names if name.endswith((*WEIGHTS, ".json"))]
+    return [name for name in names if name.endswith((*WEIGHTS, ".json", ".jinja"))]
 
 
 def _bring_shards(system: Any, root: str, folder: Path) -> None:

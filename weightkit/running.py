@@ -16,6 +16,7 @@ from weightkit.registry import Registry
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
 if TYPE_CHECKING:
+    from weightkit.engine.chat import Messages
     from weightkit.engine.forward import Engine
     from weightkit.engine.generate import Sampling
     from weightkit.engine.tokenizer import Tokenizer
@@ -152,18 +153,55 @@ class Running:
         A text ends before a string of `stop`, at the model's end of text, and after `max_tokens`. Ids go on
         after the end of text: who gives ids means ids.
         """
-        from weightkit.engine.writing import Writing
-
         ids = self._prompt_ids(prompt)
         ends = self.end_ids if isinstance(prompt, str) and not ignore_eos else ()
         context = () if self.engine.has_encoder else ids
-        strings = (stop,) if isinstance(stop, str) else stop
-        return Writing(self._new_ids(ids, max_tokens, sampling, ends), self.decode, context=context, stop=strings)
+        return self._writing(ids, max_tokens, sampling, ends, context=context, stop=stop)
 
-    def _new_ids(
-        self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None, ends: Collection[int]
-    ) -> Iterator[int]:
-        return (token_id for token_id, _ in self.stream(ids, max_tokens, sampling, ends))
+    def chat_prompt(self, messages: Messages) -> str:
+        """Messages as the text that the model goes on from as the assistant, by its chat template.
+
+        `messages` are as in `[{"role": "user", "content": "Hello"}]`; the roles are usually system, user and
+        assistant. Raises EngineError where there is no template, or where it refuses them.
+        """
+        from weightkit.engine import chat
+
+        where = str(self.checkpoint.folder)
+        template = chat.template_of(self.checkpoint.chat_template(), where)
+        if template is None:
+            raise EngineError(f"{where}: no chat template beside the tokenizer; write the whole prompt, and run that")
+        return chat.render(template, messages, self.tokenizer.named, where)
+
+    def chat(
+        self,
+        messages: Messages,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+    ) -> Writing:
+        """What the assistant answers to messages, to iterate over in parts of text as they are written.
+
+        It ends as `write` does, and at the tokenizer's end of text. Raises EngineError as `chat_prompt` does.
+        """
+        _ = self.engine  # that the model cannot be run at all is said first
+        ids = self.tokenizer.encode(self.chat_prompt(messages), special=False)  # the template has them
+        return self._writing(ids, max_tokens, sampling, self.end_ids | self._tokenizer_end, stop=stop)
+
+    def _writing(
+        self,
+        ids: list[int],
+        max_tokens: int,
+        sampling: Sampling | None,
+        ends: Collection[int],
+        *,
+        context: Sequence[int] = (),
+        stop: str | Sequence[str] = (),
+    ) -> Writing:
+        from weightkit.engine.writing import Writing
+
+        new = (token_id for token_id, _ in self.stream(ids, max_tokens, sampling, ends))
+        return Writing(new, self.decode, prompt=ids, context=context, stop=(stop,) if isinstance(stop, str) else stop)
 
     def stream(
         self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None = None, ends: Collection[int] = ()
@@ -178,7 +216,7 @@ class Running:
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
-        """The ids that end a text: those of generation_config.json, or else of the config.
+        """The ids that end a text: of generation_config.json, or else of the config, or else of the tokenizer.
 
         Raises ConfigError where they are not ids.
         """
@@ -190,7 +228,12 @@ class Running:
             if not all(type(i) is int for i in ids):
                 raise ConfigError(f"{self.checkpoint.path}: {where}: eos_token_id is neither an id nor a list of ids")
             return frozenset(ids)
-        return frozenset()
+        return self._tokenizer_end
+
+    @property
+    def _tokenizer_end(self) -> frozenset[int]:
+        end = self.tokenizer.id_named("eos_token")
+        return frozenset() if end is None else frozenset([end])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out; without a tokenizer, the ids themselves."""

@@ -34,6 +34,7 @@ VERBS = {
     "convert": "the same model in another format, type or number of files",
     "edit": "zero, set, scale, add noise; look first, measure, save",
     "run": "the likeliest next tokens, or a text",
+    "chat": "what a model trained for conversations answers",
     "trace": "activations inside a run: look, change, write to a file",
     "measure": "what two models make of the same text",
 }

@@ -99,6 +99,11 @@ class Tokenizer:
         second = anchor[len(alone) :] if anchor.startswith(alone) else alone
         return str(piece if not second or "\ufffd" in second else second)
 
+    def id_named(self, name: str) -> int | None:
+        """The id of a special token by what it is for, as in eos_token; None without one."""
+        found: int | None = self._tokenizer.token_to_id(self.named[name]) if name in self.named else None
+        return found
+
     @property
     def mask(self) -> str:
         """The token that stands for one to be guessed. Raises EngineError where there is none."""

@@ -91,12 +91,19 @@ class Writing:
     """A text as it is written: iterate for its parts. `ids` grows with it, and holds every id that was taken."""
 
     def __init__(
-        self, ids: Iterable[int], decode: Decode, *, context: Sequence[int] = (), stop: Sequence[str] = ()
+        self,
+        ids: Iterable[int],
+        decode: Decode,
+        *,
+        prompt: Sequence[int] = (),
+        context: Sequence[int] = (),
+        stop: Sequence[str] = (),
     ) -> None:
-        """`ids` are asked for one by one; `context` are those before them.
+        """`ids` are asked for one by one, as what follows a prompt; `context` are those that the text goes on from.
 
         `before` is the text of the context, but for a last character that is not whole yet.
         """
+        self.prompt = list(prompt)
         self.ids: list[int] = []
         self._coming = ids
         self._stop = Stop(stop)

@@ -48,6 +48,7 @@ def open_file(path: Path) -> ShardFile:
         metadata,
         config=gguf_config.config(header.values, tensors),
         tokenizer=gguf_tokenizer.maker(header.values),
+        tokenizer_config=functools.partial(gguf_tokenizer.config, header.values),
         part=_part(header.values),
     )
 

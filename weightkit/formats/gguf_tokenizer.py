@@ -61,6 +61,17 @@ def tokenizer_json(values: Mapping[str, Value]) -> bytes:
     return json.dumps(_MODELS[str(values[_KEY + "model"])](vocabulary), ensure_ascii=False).encode()
 
 
+def config(values: Mapping[str, Value]) -> Json:
+    """The tokenizer_config.json of a file with these values: its chat template, and which token is which."""
+    named: Json = {"chat_template": values.get("tokenizer.chat_template")}
+    tokens = _items(values, "tokens").strings()
+    for here, there in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad"), ("mask", "mask")):
+        number = values.get(f"{_KEY}{here}_token_id")
+        if type(number) is int and 0 <= number < len(tokens):
+            named[f"{there}_token"] = tokens[number]
+    return named
+
+
 def _items(values: Mapping[str, Value], key: str) -> Items:
     found = values.get(_KEY + key)
     return found if isinstance(found, Items) else Items(0, 0, b"", "<")

@@ -44,4 +44,5 @@ class ShardFile:
     aside: frozenset[str] = frozenset()  # names of tensors that are no part of the model: optimizer state
     config: dict[str, Any] | None = None  # the model's config in the keys of a config.json, if the file has one
     tokenizer: Callable[[], bytes] | None = None  # makes a tokenizer.json, if the file has a tokenizer
+    tokenizer_config: Callable[[], dict[str, Any]] | None = None  # makes a tokenizer_config.json, likewise
     part: tuple[int, int] | None = None  # (index, of how many), where the file says that it is one of several
