@@ -157,7 +157,7 @@ def test_an_answer_ends_where_either_file_says(tmp_path: Path) -> None:
 HARM = {
     "for ever": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "too long"),
     "a long range": ("{% for i in range(999999999) %}{% endfor %}", "too big"),
-    "memory": ("{{ 'a' * 10**10 }}", "memory"),
+    "memory": ("{{ 'a' * 10**10 }}", "needs too much memory"),
     "doubling": (
         "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
         "memory",
@@ -183,6 +183,14 @@ def test_a_template_that_means_harm_is_an_error_of_one_line(
         chat.render(template, [USER], {}, "model")
     assert str(caught.value).startswith("model: the chat template failed: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_template_has_so_much_memory_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{{ ('a' * 300000000) | length }}"
+    assert chat.render(template, [USER], {}, "model") == "300000000"
+    monkeypatch.setattr(chat, "MEMORY", 200 << 20)
+    with pytest.raises(EngineError, match="needs too much memory"):
+        chat.render(template, [USER], {}, "model")
 
 
 def test_messages_that_are_no_json() -> None:
