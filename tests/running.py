@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import weightkit as wk
+from tests import tiny
 from tests.test_families import SAVED
 
 RUN = [variant for variant in SAVED if not variant.endswith("-cross")]
@@ -27,21 +25,14 @@ def write(folder: Path, variant: str, **changes: Any) -> Path:
     """A checkpoint folder of a variant; `changes` go into its config."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(_even(SAVED[variant]["config"]) | changes))
-    centre = 0.0 if variant.startswith("gemma") else 1.0  # its norms multiply by 1 + w
-    made = {name: _random(name, shape, centre) for name, shape in SAVED[variant]["tensors"].items()}
+    shapes = {name: tuple(shape) for name, shape in SAVED[variant]["tensors"].items()}
+    made = tiny.of_shapes(shapes, norm=0.0 if variant.startswith("gemma") else 1.0)  # its norms multiply by 1 + w
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 def opened(folder: Path, variant: str, **changes: Any) -> wk.Model:
     return wk.open(write(folder, variant, **changes))
-
-
-def _random(name: str, shape: list[int], centre: float) -> NDArray[np.float32]:
-    random = np.random.RandomState(zlib.crc32(name.encode()))
-    values = random.standard_normal(shape) * (0.15 if len(shape) > 1 else 0.1)
-    is_norm = len(shape) == 1 and name.endswith("weight")
-    return (values + (centre if is_norm else 0.0)).astype(np.float32)
 
 
 def _even(values: Any) -> Any:
