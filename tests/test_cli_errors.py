@@ -184,6 +184,7 @@ CALLS: list[tuple[str, str]] = [
     ("trace M --ids 1 -c norm -o EXISTS", "exists already"),
     ("trace M --ids 1 -c norm -o EXISTS --force", "is not a trace"),
     ("trace M --ids 1 -c norm -o M/inside/x --append --zero layers.9", "no activation"),
+    ("trace M --ids 1 -c norm -o EMPTY", "exists already"),
     ("trace C --ids 1", "only a config.json"),
     # what an edit needs
     ("edit M --zero norm", "nothing to do"),
@@ -230,6 +231,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "OUT": tmp_path / "out",
         "EXISTS": tmp_path / "exists",
         "M/inside": m / "inside",
+        "EMPTY": Path(),
         "M/inside/x": m / "inside" / "x",
     }
 

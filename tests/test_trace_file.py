@@ -152,6 +152,24 @@ def test_what_exists_is_kept(model: wk.Model, tmp_path: Path) -> None:
     refused(other, out, "model there: .*m, now: .*other", capture=["norm"], append=True)
 
 
+def test_another_model_in_the_same_place(model: wk.Model, tmp_path: Path) -> None:
+    out = tmp_path / "traces" / "trace.h5"
+    model.save_trace(out, IDS, ["layers.0.ffn.post"])
+    wider = wk.open(tiny.write(tmp_path / "m", intermediate_size=96))
+    message = f"{out}: layers.0.ffn.post has other sizes there"
+    refused(wider, out, message, capture=["layers.0.ffn.post"], append=True)
+
+
+def test_activations_that_are_not_numbers(tmp_path: Path) -> None:
+    tensors = tiny.weights(tiny.CONFIGS["llama"])
+    tensors["model.layers.1.mlp.up_proj.weight"][3] = np.nan
+    model = wk.open(tiny.write(tmp_path / "m", tensors=tensors))
+    before, after = model.save_trace(tmp_path / "trace.h5", IDS, ["layers.0.out", "layers.1.out"])
+    assert before.rms
+    assert np.isnan(np.array([after.rms, after.abs_max], float)).all()
+    assert np.isnan(read(tmp_path / "trace.h5")["layers.1.out"]).all()
+
+
 @pytest.mark.parametrize("how", [{}, {"force": True}, {"append": True}])
 def test_only_traces_are_replaced(model: wk.Model, tmp_path: Path, how: dict[str, Any]) -> None:
     (tmp_path / "notes.h5").write_text("my notes")

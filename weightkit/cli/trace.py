@@ -67,9 +67,9 @@ def trace(
     """
     if sum(given is not None for given in (prompt, ids, text)) != 1:
         raise UsageError("give one text: a prompt, --text FILE, or token ids with --ids 1,403,407")
-    if output and not capture:
+    if output is not None and not capture:
         raise UsageError("say what goes into the file: --capture 'layers.*.out', or --capture '*' for everything")
-    if append and (force or not output):
+    if append and (force or output is None):
         raise UsageError("--append goes with -o OUT, and not with --force")
     changes = parse_edits(zero or [], set or [], scale or [])
     opened = open_model(model)
@@ -79,7 +79,7 @@ def trace(
     answer = None if decoder_ids is None else parse_ids(decoder_ids)
     names = capture or ["*"]
     with progress("running token") as report:
-        if output:
+        if output is not None:
             how = {"append": append, "force": force}
             found = opened.save_trace(output, run, names, changes, decoder_ids=answer, progress=report, **how)
         else:

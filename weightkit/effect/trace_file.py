@@ -62,7 +62,7 @@ def save(
         with _file(new, out) as file:
             with _said(out):
                 _require_same(file, out, names, about) if continued else file.attrs.update(about, schema=SCHEMA)
-                writer = _Writer(file, text, token_text)
+                writer = _Writer(file, out, text, token_text)
 
             def sink(address: str, axes: Axes, x: Array, start: int) -> None:
                 with _said(out):
@@ -141,8 +141,9 @@ def _said(out: Path) -> Iterator[None]:
 class _Writer:
     """Writes activations behind those of the texts that a file holds."""
 
-    def __init__(self, file: Any, text: Text, token_text: Callable[[int], str]) -> None:
+    def __init__(self, file: Any, out: Path, text: Text, token_text: Callable[[int], str]) -> None:
         self._file = file
+        self._out = out  # what it will be called, for errors
         self._starts: dict[str, int] = {}  # of this text, for what an encoder reads and for the rest
         self._begin("" if text.decoder_ids is None else "encoder.", text.ids, token_text)
         if text.decoder_ids is not None:
@@ -175,7 +176,7 @@ class _Writer:
         place = axes.index("position")
         needed = (*x.shape[:place], at + x.shape[place], *x.shape[place + 1 :])
         if any(dataset.shape[i] != n for i, n in enumerate(needed) if axes[i] not in GROWING):
-            raise SaveError(f"{self._file.filename}: {address} has other sizes there; choose another file")
+            raise SaveError(f"{self._out}: {address} has other sizes there; choose another file")
         grown = tuple(np.maximum(dataset.shape, needed))
         if grown != dataset.shape:
             dataset.resize(grown)
