@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -396,8 +395,3 @@ def test_choices_can_be_seen_and_not_changed(tmp_path: Path) -> None:
     model = running.opened(tmp_path, "mixtral")
     with pytest.raises(AddressError, match="change the router"):
         model.trace(IDS, [], [wk.zero("layers.0.ffn.experts")])
-
-
-def test_texts_are_plain_values(model: wk.Model) -> None:
-    text = room.text_of(model.engine, cast(Any, np.array(IDS)))
-    assert dataclasses.asdict(text) == {"ids": IDS, "decoder_ids": None}
