@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import weightkit as wk
+from tests import make_golden as golden
+from tests.variants import VARIANTS
 from weightkit.architectures import ARCHITECTURES
 from weightkit.architectures.parts import Architecture, Role
 from weightkit.config.families import ALIASES, DEFAULTS
@@ -27,7 +32,21 @@ def families() -> str:
     titles = ("model_type", "norm", "positions", "Q, K, V in the file", "FFN")
     table = _table(titles, (_family(ARCHITECTURES[kind]) for kind in sorted(ARCHITECTURES)))
     aliases = ", ".join(f"`{old}` is read as `{new}`" for old, new in ALIASES.items())
-    return HEAD_FAMILIES.format(table=table, aliases=aliases)
+    tested = _table(("model_type", "variants", "largest error"), map(_tested, sorted(VARIANTS)))
+    return HEAD_FAMILIES.format(table=table, aliases=aliases, tested=tested)
+
+
+def _tested(family: str) -> tuple[str, ...]:
+    """The golden variants of a family, and how far the engine is from transformers in the worst of them."""
+    worst = max(_error(family, name) for name in VARIANTS[family])
+    return f"`{family}`", ", ".join(VARIANTS[family]), f"{math.ceil(worst * 1e6)}e-6"
+
+
+def _error(family: str, name: str) -> float:
+    kept = golden.read(family, name)
+    with tempfile.TemporaryDirectory() as folder:
+        model = wk.open(golden.write(Path(folder), family, name))
+        return kept.error(model.logits(kept.ids, decoder_ids=kept.decoder_ids))
 
 
 def _family(family: Architecture) -> tuple[str, ...]:
@@ -106,8 +125,7 @@ HEAD_FAMILIES = """# Families
 This page is made from the tables in the code by `python -m tests.make_docs`.
 
 A family is data: which weights it has, what they are called in the file and how they lie there, which norm, positions
-and FFN its block uses. The engine has one decoder block and knows no family by name; the last column says which
-families it can run. Everything else (count, list, stats, diff, edit, convert) works for all of them.
+and FFN its block uses. The engine has one decoder block, knows no family by name and runs all of them.
 
 {table}
 {aliases}.
@@ -121,6 +139,13 @@ buffer that is no parameter, or shown as `name:…` without a role; nothing is d
 - A LoRA adapter opens with each pair under the address that it changes: `layers.3.attn.q.lora_A`.
 - An index whose shards are not there is enough to count, given its config.
 
+## What the engine is tested against
+
+Logits of tiny random models by transformers, in float32. The largest error is max |Δlogit| / std(logit) over the
+variants of a family, in millionths rounded up, as float32 sums in another order differ; 20e-6 is allowed. Families
+that transformers does not have are compared with the one of its own that computes the same.
+
+{tested}
 ## Adding a family
 
 1. A table entry in `weightkit/architectures/`: a `Slot` for each matrix, with its address, its name in the file, its
@@ -128,9 +153,12 @@ buffer that is no parameter, or shown as `name:…` without a role; nothing is d
 2. What its config class reads and assumes: an entry in `weightkit/config/families.py`.
 3. A tiny config in `tests/families.py`; `python -m tests.make_families` builds the model with transformers and keeps
    the names, the shapes and the parameter count.
+4. Variants in `tests/variants/`, one for each thing that its config can say; `python -m tests.make_golden` keeps the
+   logits that transformers has for them.
 
-The tests then show that every tensor is claimed, that the count is the one of transformers, that the config alone, an
-index alone and the names alone give the same, and that what shares a tensor fills it without gap or overlap.
+The tests then show that the logits agree and feel each part of the description, that every tensor is claimed, that
+the count is the one of transformers, that the config alone, an index alone and the names alone give the same, and that
+what shares a tensor fills it without gap or overlap.
 """
 
 HEAD_FORMATS = """# Formats
@@ -176,12 +204,9 @@ bytes (tied weights in PyTorch, hard links in HDF5) count once.
 """
 
 
-def pages() -> Iterable[tuple[str, str]]:
-    """(file name, text) of every page that is made."""
-    yield "families.md", families()
-    yield "formats.md", formats()
+PAGES = {"families.md": families, "formats.md": formats}
 
 
 if __name__ == "__main__":
-    for name, text in pages():
-        (DOCS / name).write_text(text, "utf-8")
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), "utf-8")

@@ -14,6 +14,7 @@ from weightkit.cli.app import VERBS, application
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page: page.read_text("utf-8") for page in PAGES}
+ERROR = re.compile(r"\| (\d+)e-6 \|$", re.MULTILINE)
 CONSOLE = re.compile(r"```console\n\$ weightkit (.+)\n((?:.*\n)*?)```")
 COMMANDS = [(page.name, *found) for page in PAGES for found in CONSOLE.findall(TEXT[page])]
 SNIPPETS = [(page, code) for page in PAGES for code in re.findall(r"```python\n((?:.*\n)*?)```", TEXT[page])]
@@ -58,6 +59,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(("name", "text"), list(make_docs.pages()))
-def test_pages_that_are_made_from_tables_are_up_to_date(name: str, text: str) -> None:
-    assert TEXT[ROOT / "docs" / name] == text, "run python -m tests.make_docs"
+@pytest.mark.parametrize("name", make_docs.PAGES)
+def test_pages_that_are_made_from_tables_are_up_to_date(name: str) -> None:
+    page = make_docs.PAGES[name]()
+    assert _without_errors(TEXT[ROOT / "docs" / name]) == _without_errors(page), "run python -m tests.make_docs"
+
+
+def _without_errors(page: str) -> str:
+    """A page without measured errors, each seen to be allowed: the last digit may differ between processors."""
+    assert all(int(found) <= 20 for found in ERROR.findall(page))
+    return ERROR.sub("", page)
