@@ -196,10 +196,11 @@ def test_cache_on_equals_cache_off(family: str, name: str, chunks: Sequence[int]
         stop = min(start + chunks[turn % len(chunks)], ids.shape[1])
         got = engine.logits(ids[:, start:stop], cache, source=source)
         want = engine.logits(ids[:, :stop], source=source)[:, start:]
-        assert error(got, want) < TOLERANCE
+        assert error(got, want) < 2 * TOLERANCE  # each of them can be as far from the truth as one may
         assert len(cache) == stop
         assert np.array_equal(cache.ids, ids[:, :stop])
         start, turn = stop, turn + 1
+    assert np.abs(got[:, -1] - kept.logits[:, -1]).max() / kept.logits.std() < TOLERANCE
 
 
 def test_cached_keys_are_not_shared_between_caches(tmp_path: Path) -> None:
