@@ -42,7 +42,6 @@ UNFELT = {
     "Architecture.ignored": "says what is not run",
     "Architecture.instead": "golden files lack no tensor",
     "Slot.either": "golden files have the usual one",
-    "Slot.each": "of files that are converted",
     "Slot.foreign": "of files that are converted",
     "Slot.optional.head.extra": "either may be missing",
     "Slot.buffer": "of counts",
@@ -88,7 +87,7 @@ def broken(value: Any, hint: Any, pair: Pair | None = None) -> Any:
         bool: lambda flag: not flag,
         int: lambda number: number + 1,
         float: lambda number: number * 1.1 or 0.1,
-        str: lambda word: "relu" if word in ("silu", "gelu") else f"{word}x",
+        str: lambda word: "relu" if word in ("silu", "gelu") else "" if word else "x",
         tuple: lambda items: tuple(broken(item, int | None) for item in items),
         frozenset: lambda items: frozenset(broken(item, int) for item in items),
     }
@@ -220,7 +219,8 @@ def is_stored(slot: Slot, model: Model) -> bool:
     """Whether the first tensor that a slot stands for is in the files."""
     first = {"prefix": "", "layer": 0, "expert": 0, "head": 0, "kv_head": 0, "next": 1, "last": 0}
     weight = model.registry.get(slot.address.format_map(first))
-    return weight is not None and weight.name.removesuffix(".weight").endswith(slot.name.format_map(first))
+    name = slot.name.format_map(first) + ("" if slot.raw else ".weight")
+    return weight is not None and weight.name.endswith(name)
 
 
 def test_what_is_said_to_be_unfelt_is_there() -> None:
