@@ -94,7 +94,7 @@ class Running:
         """
         ids = self._prompt_ids(prompt)
         self.engine.require_continues()
-        return self._table(self.logits(ids, decoder_ids=decoder_ids)[-1], most)
+        return self._table(self._finite(ids, decoder_ids)[-1], most)
 
     def fill(self, prompt: str | Sequence[int], most: int = 10) -> list[list[Token]]:
         """What a masked language model puts in the place of each mask of a text, likeliest first.
@@ -108,7 +108,7 @@ class Running:
         masks = [place for place, token_id in enumerate(ids) if token_id == self.tokenizer.id_of(mask)]
         if not masks:
             raise EngineError(f"this model says what masked tokens are: put {mask} where one is asked for")
-        logits = self.logits(ids)
+        logits = self._finite(ids)
         return [self._table(logits[place], most) for place in masks]
 
     def generate(
@@ -256,11 +256,16 @@ class Running:
             raise EngineError("the prompt is empty: give at least one token")
         return ids
 
+    def _finite(self, ids: Sequence[int], decoder_ids: Sequence[int] | None = None) -> Array:
+        from weightkit.engine.finite import require_finite
+
+        logits = self.logits(ids, decoder_ids=decoder_ids)
+        require_finite(logits, self.engine, ids, decoder_ids)
+        return logits
+
     def _table(self, logits: Array, most: int) -> list[Token]:
         from weightkit.engine.functions import softmax
-        from weightkit.engine.generate import require_finite
 
-        require_finite(logits)
         probabilities = softmax(logits)
         order = (-logits).argsort(kind="stable")[:most]
         return [Token(self.token_text(int(i)), int(i), float(logits[i]), float(probabilities[i])) for i in order]

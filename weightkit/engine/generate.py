@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightkit.engine.cache import Cache
+from weightkit.engine.finite import require_finite
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32
 from weightkit.errors import EngineError
@@ -49,13 +50,14 @@ def generate(
     if len(following) != 1:
         raise EngineError(f"generation continues one sequence of ids, not {len(following)}")
     engine.require_continues()
-    source = None
+    prompt, source = following, None
     if engine.has_encoder:  # which reads the prompt; the decoder starts from nothing
         source, following = engine.encode(following), np.array([[engine.config.decoder_start]], np.int64)
     for _ in range(tokens):
         if engine.most_tokens is not None and len(cache) + following.shape[1] > engine.most_tokens and len(cache):
             return
         logits = engine.logits(following, cache, source=source)[0, -1]
+        require_finite(logits, engine, prompt if engine.has_encoder else cache.ids, cache.ids)
         chosen = choose(logits, sampling, random)
         yield chosen, logits
         if chosen in ends:
@@ -64,8 +66,7 @@ def generate(
 
 
 def choose(logits: F32, sampling: Sampling, random: np.random.Generator) -> int:
-    """One token id from logits [vocab]."""
-    require_finite(logits)
+    """One token id from finite logits [vocab]."""
     if sampling.temperature == 0:
         return int(np.argmax(logits))
     ids, p = candidates(logits, sampling)
@@ -85,11 +86,3 @@ def candidates(logits: F32, sampling: Sampling) -> tuple[NDArray[np.int64], NDAr
     likelier = np.cumsum(p) - p  # what the tokens before each have together
     kept = len(ids) if sampling.top_p == 1 else int(np.searchsorted(likelier, sampling.top_p))
     return ids[:kept], p[:kept] / p[:kept].sum()
-
-
-def require_finite(logits: F32) -> None:
-    """Raise EngineError where a model's output holds NaN or Inf, which says nothing of the next token."""
-    if not np.isfinite(logits).all():
-        raise EngineError(
-            "the model's output is not finite: its weights hold NaN, Inf or very large numbers; see weightkit check"
-        )
