@@ -175,6 +175,14 @@ def test_diff_says_what_the_config_says(cli: Cli, tmp_path: Path) -> None:
     assert cli("diff", a, b, "--json").json["config"] == {"eps": {"a": 1e-5, "b": 1e-3}}
 
 
+def test_measure_says_where_a_model_ends_in_nan(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None:
+    tensors = tiny.weights(tiny.CONFIGS["llama"])
+    tensors["model.layers.1.mlp.up_proj.weight"][3] = np.nan
+    done = cli("measure", pair["A"], write(tmp_path, tensors=tensors), "--ids", "1,2,3", "--json")
+    assert done.json["nll_b"] is None
+    assert "note: B: the model's output is not finite: the first NaN appears at layers.1.ffn" in done.err
+
+
 def test_run_is_next_tokens(cli: Cli, pair: dict[str, Path]) -> None:
     model = wk.open(pair["A"])
     found = cli("run", pair["A"], "w1 w2", "--top", 3, "--json").json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightkit.cli.output import (
+    NOTES,
     After,
     Before,
     Json,
@@ -24,6 +26,7 @@ from weightkit.cli.output import (
     say,
 )
 from weightkit.effect.measure import Effect
+from weightkit.effect.windows import WINDOW
 from weightkit.errors import EngineError, printable
 from weightkit.report import units
 from weightkit.report.tables import Line, pairs
@@ -141,7 +144,21 @@ def measure_on(
     sequences = [*(a.ids(read_text(text)) for text in texts), *map(parse_ids, ids)]
     with progress("predicting token") as report:
         effect = compare(a, b, ids=sequences, window=window, overlap=overlap, progress=report)
+    for name, model, nll in (("A", a, effect.nll_a), ("B", b, effect.nll_b)):
+        if not math.isfinite(nll):
+            NOTES.append(f"{name}: {_fault(model, max(sequences, key=len)[:WINDOW])}")
     return Measured(a, effect, names, sequences)
+
+
+def _fault(model: Model, ids: list[int]) -> str:
+    """Why a model predicts nothing."""
+    from weightkit.engine.finite import require_finite
+
+    try:
+        require_finite(model.logits(ids), model.engine, ids)
+    except EngineError as error:
+        return str(error)
+    return "the model's output is not finite in some places"
 
 
 def _is_file(text: str) -> bool:
