@@ -19,7 +19,7 @@ from weightkit.errors import AddressError
 
 NAMES = """
     Counts Diff Edit Effect Model Trace WeightkitError
-    diff measure noise open replace scale set side_by_side zero
+    diff measure noise open replace scale set set_threads side_by_side zero
 """.split()
 
 

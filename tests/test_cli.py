@@ -176,7 +176,7 @@ def test_diff_says_what_the_config_says(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_measure_says_where_a_model_ends_in_nan(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None:
-    tensors = tiny.weights(tiny.CONFIGS["llama"])
+    tensors = weights(CONFIGS["llama"])
     tensors["model.layers.1.mlp.up_proj.weight"][3] = np.nan
     done = cli("measure", pair["A"], write(tmp_path, tensors=tensors), "--ids", "1,2,3", "--json")
     assert done.json["nll_b"] is None

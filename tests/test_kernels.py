@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from weightkit.dtypes import DTYPES, Array
-from weightkit.kernels import Crew, Matrix, crew
+from weightkit.kernels import Crew, Matrix, by_rows, crew
 
 random = np.random.default_rng(0)
 PLAIN = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -134,6 +134,19 @@ def test_the_crew_maps_with_any_number_of_threads(resized: Crew) -> None:
         assert sorted(done) == list(range(20))
 
 
+def test_what_numpy_does_not_warn_of_here_it_does_not_in_other_threads(resized: Crew) -> None:
+    resized.resize(2)
+    with np.errstate(over="ignore"):
+        resized.map(lambda x: np.exp(x), [np.full(9, 1e3, np.float32)] * 4)
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+def test_rows_shared_out_are_the_same(resized: Crew, rows: int) -> None:
+    resized.resize(2)
+    x, y = random.standard_normal((2, 2, rows, 500)).astype(np.float32)
+    np.testing.assert_array_equal(by_rows(lambda a, b: a * b + 1, x, y), x * y + 1)
+
+
 @pytest.mark.parametrize(
     ("kind", "array", "transposed"),
     [
@@ -163,6 +176,21 @@ def test_without_llvmlite_there_are_no_compiled_loops() -> None:
     assert fresh(code) == "True"
     assert fresh(code, WEIGHTKIT_KERNELS="numpy") == "False"
     assert fresh(f"import sys; sys.modules['llvmlite'] = None; {code}") == "False"
+
+
+@pytest.mark.parametrize(
+    "command", ["count demo", "check demo", "stats demo layers.0.ffn.down", "diff demo demo:early"]
+)
+def test_what_runs_no_model_compiles_nothing(command: str) -> None:
+    code = f"""
+import contextlib, io, sys
+from weightkit.cli.app import main
+sys.argv = ["weightkit", *{command.split()}]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main()
+print("weightkit.model" in sys.modules, "llvmlite" in sys.modules)
+"""
+    assert fresh(code) == "True False"
 
 
 def test_a_process_ends_and_a_child_works_while_helpers_wait() -> None:

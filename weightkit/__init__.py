@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from weightkit.effect.measure import Effect as Effect
     from weightkit.effect.trace import Trace as Trace
     from weightkit.errors import WeightkitError as WeightkitError
+    from weightkit.kernels import set_threads as set_threads
     from weightkit.model import Model as Model
     from weightkit.model import diff as diff
     from weightkit.model import measure as measure
@@ -53,6 +54,7 @@ _HOMES = {
     "replace": ("effect.changes", "replace"),
     "scale": ("surgery.edits", "scale"),
     "set": ("surgery.edits", "set_to"),
+    "set_threads": ("kernels", "set_threads"),
     "side_by_side": ("model", "side_by_side"),
     "zero": ("surgery.edits", "zero"),
 }
@@ -71,6 +73,7 @@ __all__ = [
     "replace",
     "scale",
     "set",
+    "set_threads",
     "side_by_side",
     "zero",
 ]

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,7 @@ class Crew:
     def resize(self, count: int | None) -> None:
         """Work with so many threads; None for one on each processor that this process may use."""
         self.dismiss()
-        self.size = count or processors()
+        self.size = max(1, processors() if count is None else count)
 
     def dismiss(self) -> None:
         """Let the helpers go; they come back when there is work."""
@@ -156,7 +157,8 @@ class Crew:
             from concurrent.futures import ThreadPoolExecutor
 
             self._pool = ThreadPoolExecutor(self.size)
-        for _ in self._pool.map(function, tasks):
+        context = copy_context()  # where numpy keeps what it warns of
+        for _ in self._pool.map(lambda task: context.copy().run(function, task), tasks):
             pass
 
     def run(self, desk: Desk, arguments: list[Any], parts: int) -> None:
@@ -206,6 +208,16 @@ class Desk:
 
 
 crew = Crew()
+
+
+def set_threads(count: int | None = None) -> None:
+    """Run models with so many threads; None for one on each processor that this process may use.
+
+    What is computed does not depend on it.
+    """
+    crew.resize(count)
+
+
 atexit.register(crew.dismiss)  # while compiled code still lies where the helpers run it
 if hasattr(os, "register_at_fork"):  # a child has this thread only
     os.register_at_fork(after_in_child=lambda: Crew.__init__(crew))
@@ -233,6 +245,25 @@ def available() -> bool:
     return True
 
 
+def by_rows(function: Callable[..., Array], *arrays: Array) -> Array:
+    """A function of arrays [..., d], number by number, of which threads take some rows each where there are many."""
+    if arrays[0].size < 1 << 16:
+        return function(*arrays)
+    flat = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    step = max(1, (1 << 16) // flat[0].shape[1])
+    out = np.empty_like(flat[0])
+
+    def some(first: int) -> None:
+        out[first : first + step] = function(*(array[first : first + step] for array in flat))
+
+    crew.map(some, range(0, len(out), step))
+    return out.reshape(arrays[0].shape)
+
+
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])  # `array.ctypes` takes twice as long
+
+
 class Matrix:
     """Rows of stored weights where they lie in memory, for the compiled loops.
 
@@ -258,7 +289,7 @@ class Matrix:
         self.transposed = transposed
         self.shape = (self._row, rows) if transposed else (runs * rows, self._row)  # [out, in]
         self._rows = (stored.strides[-2], rows, stored.strides[0])
-        self._address = stored.ctypes.data
+        self._address = _address(stored)
         self._kernel = kernel("columns" if transposed else "dots", kind)
         self._widen = direct("wide", kind)
         out = self.shape[0]
@@ -269,8 +300,8 @@ class Matrix:
         (out, width), step = self.shape, self._step
         x = np.ascontiguousarray(x, np.float32)
         y = (np.zeros if self.transposed else np.empty)((len(x), out), np.float32)
-        xs = (x.ctypes.data, 4 * width, len(x), width)
-        job = [self._kernel, step, out, *xs, self._address, *self._rows, y.ctypes.data, 4 * out]
+        xs = (_address(x), 4 * width, len(x), width)
+        job = [self._kernel, step, out, *xs, self._address, *self._rows, _address(y), 4 * out]
         crew.run(_desk(), job, -(-out // step))
         return y
 
@@ -285,6 +316,6 @@ class Matrix:
             y = np.empty((last - first, self._row), np.float32)
             address, start, stop = self._address, first, last
         step = 4 * y.shape[1]
-        job = (0, 0, 0, 0, 0, 0, y.shape[1], address, *self._rows, y.ctypes.data - start * step, step)
+        job = (0, 0, 0, 0, 0, 0, y.shape[1], address, *self._rows, _address(y) - start * step, step)
         self._widen((ctypes.c_int64 * len(job))(*job), start, stop)
         return y.T if self.transposed else y

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightkit.cli.output import Json, ModelPath, UsageError, emit, open_model
+from weightkit.cli.output import Json, ModelPath, Threads, UsageError, emit, open_model
 from weightkit.cli.run import Seed, Stop, Temperature, TopK, TopP, stream
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def chat(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     stop: Stop = None,
+    threads: Threads = None,  # noqa: ARG001 - its callback has set it
     json: Json = False,
 ) -> None:
     """Say something to a model that has a chat template. Ctrl-D ends a conversation."""

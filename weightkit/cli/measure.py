@@ -16,6 +16,7 @@ from weightkit.cli.output import (
     After,
     Before,
     Json,
+    Threads,
     TokenIds,
     UsageError,
     emit,
@@ -56,6 +57,7 @@ def measure(
         typer.Option(metavar="TEXT", help="Let both models go on from it; without --text, measure on it too."),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, metavar="N", help="For --prompt.")] = 40,
+    threads: Threads = None,  # noqa: ARG001 - its callback has set it
     json: Json = False,
 ) -> None:
     """Run two models on the same text and compare what they predict."""

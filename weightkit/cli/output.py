@@ -47,6 +47,22 @@ After = Annotated[str, typer.Argument(metavar="B", help="A model: what is now.",
 TokenIds = Annotated[
     list[str] | None, typer.Option(metavar="IDS", help="Token ids instead of a text, as in 1,403,407.")
 ]
+
+
+def _use_threads(count: int | None) -> int | None:
+    if count is not None:
+        from weightkit.kernels import set_threads
+
+        set_threads(count)
+    return count
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", callback=_use_threads, help="Threads to compute with; as many as processors, if not given."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Csv = Annotated[bool, typer.Option("--csv", help="The rows as CSV.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="The rows as a Markdown table.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightkit.cli.output import Json, ModelPath, UsageError, emit, open_model, parse_ids, say
+from weightkit.cli.output import Json, ModelPath, Threads, UsageError, emit, open_model, parse_ids, say
 from weightkit.errors import printable
 from weightkit.report import units
 from weightkit.report.tables import Column, table
@@ -51,6 +51,7 @@ def run(
     seed: Seed = 0,
     stop: Stop = None,
     ignore_eos: IgnoreEos = False,
+    threads: Threads = None,  # noqa: ARG001 - its callback has set it
     json: Json = False,
 ) -> None:
     """Run the model: the likeliest next tokens after a prompt, or with -n a text.

@@ -14,6 +14,7 @@ from weightkit.cli.output import (
     Json,
     Markdown,
     ModelPath,
+    Threads,
     UsageError,
     emit,
     open_model,
@@ -57,6 +58,7 @@ def trace(
     ] = None,
     append: Annotated[bool, typer.Option("--append", help="Write behind the texts that OUT holds.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    threads: Threads = None,  # noqa: ARG001 - its callback has set it
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,

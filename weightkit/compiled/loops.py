@@ -119,12 +119,12 @@ def _dots(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
             total = b.fadd(total, b.load(rest, typ=vector(FLOAT, 1)))
             store(b, total, b.add(b.add(job.y, b.mul(place, job.y_step)), b.mul(j, I64(4))))
 
-    def each_row(j: Value) -> None:
-        w, pairs = job.row(b, j), b.and_(job.rows, I64(-2))
-        _loop(b, I64(0), pairs, 2, lambda i: dot(2, w, i, j))
-        _loop(b, pairs, job.rows, 1, lambda i: dot(1, w, i, j))
+    def each_row(count: int, i: Value) -> None:
+        _loop(b, first, last, 1, lambda j: dot(count, job.row(b, j), i, j))
 
-    _loop(b, first, last, 1, each_row)
+    pairs = b.and_(job.rows, I64(-2))  # of x, which stay in the cache while the rows of w go by
+    _loop(b, I64(0), pairs, 2, lambda i: each_row(2, i))
+    _loop(b, pairs, job.rows, 1, lambda i: each_row(1, i))
 
 
 def _columns(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from weightkit.engine.functions import F32, softmax
+from weightkit.kernels import crew
 
 MOST_SCORES = 1 << 24  # numbers held at a time: 64 MB
+MANY = (
+    128  # queries at a time, so that they see few keys that come after them; from so many on, heads share the threads
+)
 
 # What is added to scores: (first and last query, first and last key) -> [heads, queries, keys], or broadcast to it.
 Bias = Callable[[int, int, int, int], F32]
@@ -34,11 +38,28 @@ def attention(q: F32, k: F32, v: F32, how: Scores) -> F32:
     q [batch, heads, t, d], k [batch, kv_heads, n, d], v [batch, kv_heads, n, e] -> [batch, heads, t, e]. The
     queries are positions n - t to n; query head h uses key head h // (heads / kv_heads).
     """
+    (batch, heads, t, _), kv_heads = q.shape, k.shape[1]
+    out = np.empty((batch, heads, t, v.shape[-1]), np.float32)
+    if how.seen or how.bias or t < MANY:
+        _attend(q, k, v, how, out)
+        return out
+    group = heads // kv_heads
+
+    def attend(head: int) -> None:
+        own = slice(head * group, (head + 1) * group)
+        part = how if how.sinks is None else replace(how, sinks=how.sinks[own])
+        _attend(q[:, own], k[:, head : head + 1], v[:, head : head + 1], part, out[:, own])
+
+    crew.map(attend, range(kv_heads))
+    return out
+
+
+def _attend(q: F32, k: F32, v: F32, how: Scores, out: F32) -> None:
+    """`attention` of some heads, into `out`."""
     batch, heads, t, d = q.shape
     kv_heads, n = k.shape[1:3]
     q = q.reshape(batch, kv_heads, heads // kv_heads, t, d) * np.float32(how.scale)
-    out = np.empty((batch, heads, t, v.shape[-1]), np.float32)
-    step = t if how.seen else max(1, MOST_SCORES // (batch * heads * n))
+    step = t if how.seen else max(1, min(MANY, MOST_SCORES // (batch * heads * n)))
     for first in range(0, t, step):
         part = q[..., first : first + step, :]
         low, high = n - t + first, n - t + first + part.shape[-2]  # positions of these queries
@@ -50,7 +71,6 @@ def attention(q: F32, k: F32, v: F32, how: Scores) -> F32:
         grouped = weights.reshape(batch, kv_heads, heads // kv_heads, high - low, stop - start)
         mixed = grouped @ v[:, :, None, start:stop]
         out[:, :, first : first + step] = mixed.reshape(batch, heads, high - low, -1)
-    return out
 
 
 def _weights(scores: F32, how: Scores, span: tuple[int, int, int, int]) -> F32:  # [b, heads, t, n] -> the same
@@ -60,7 +80,7 @@ def _weights(scores: F32, how: Scores, span: tuple[int, int, int, int]) -> F32: 
         scores = np.tanh(scores / cap) * cap
     if how.bias is not None:
         scores = scores + how.bias(*span)
-    if how.causal:
+    if how.causal and (how.window or scores.shape[-2] > 1):  # a single query sees all that was before it
         scores += mask(*span[:3], how.window, span[3])
     if how.sinks is None:
         return softmax(scores)

@@ -17,6 +17,7 @@ from weightkit.engine.positions import rotate
 from weightkit.engine.tap import CLOSED, Tap
 from weightkit.engine.weights import Weights
 from weightkit.errors import EngineError
+from weightkit.kernels import by_rows
 
 Turn = tuple[F32, F32]  # cosines and sines of the positions of the new tokens
 
@@ -191,9 +192,9 @@ class Block:
         up = self.weights.linear(x, f"{at}.up")
         if f"{at}.gate" in self.weights:
             gate = run.tap(f"{at}.pre", self.weights.linear(x, f"{at}.gate"))
-            inner = self._gated(gate, up)
+            inner = by_rows(self._gated, gate, up)
         else:
-            inner = self.activation(run.tap(f"{at}.pre", up))
+            inner = by_rows(self.activation, run.tap(f"{at}.pre", up))
         return self.weights.linear(run.tap(f"{at}.post", inner), f"{at}.down")
 
     def _gated(self, gate: F32, up: F32) -> F32:

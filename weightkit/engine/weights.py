@@ -19,7 +19,7 @@ from weightkit.weight import Weight
 
 KEPT_BYTES = 256 << 20  # of weights that are not on the memory map, which costs nothing
 BLOCK_BYTES = 1 << 20  # of float32, widened at a time
-FEW = 16  # rows of x with which the stored weights are multiplied as they are; for more it pays to widen them first
+FEW = 24  # rows of x with which the stored weights are multiplied as they are; for more it pays to widen them first
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Weights:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self._kept: dict[str, F32] = {}
+        self._absent: set[str] = set()
         self._rows: dict[str, Rows | None] = {}
         self._bytes = 0
 
@@ -53,7 +54,13 @@ class Weights:
 
     def get(self, address: str) -> F32 | None:
         """The array, or None where the model has no such weight."""
-        return self[address] if address in self.registry else None
+        kept = self._kept.get(address)
+        if kept is not None or address in self._absent:
+            return kept
+        if address in self.registry:
+            return self[address]
+        self._absent.add(address)
+        return None
 
     def rows(self, address: str, ids: NDArray[np.int64]) -> F32:  # [...] -> [..., width]
         """Rows of a table; the others are not read."""
@@ -61,7 +68,7 @@ class Weights:
         if address in self._kept:
             return self[address][ids]
         wanted, places = np.unique(ids, return_inverse=True)
-        rows = self._rows_of(weight)
+        rows = self._rows_of(address)
         if rows is not None and not rows.heads:
             return np.concatenate([rows.matrix.widened(int(i), int(i) + 1) for i in wanted])[places.reshape(ids.shape)]
         across = slice(0, weight.shape[1], 1)
@@ -70,19 +77,20 @@ class Weights:
 
     def linear(self, x: F32, address: str, bias_address: str = "") -> F32:  # [..., in] -> [..., out]
         """x Wᵀ + b, b being there or not; it is the matrix's own unless its address says otherwise."""
-        y = self._product(x.reshape(-1, x.shape[-1]), self._weight(address)).reshape(*x.shape[:-1], -1)
+        y = self._product(x.reshape(-1, x.shape[-1]), address).reshape(*x.shape[:-1], -1)
         bias = self.get(bias_address or f"{address}.bias")
         return y if bias is None else y + bias
 
-    def _product(self, x: F32, weight: Weight) -> F32:  # [r, in] -> [r, out]
+    def _product(self, x: F32, address: str) -> F32:  # [r, in] -> [r, out]
         """x Wᵀ: of few rows with the stored weights themselves, of many with blocks of them widened.
 
         Blocks are the same whatever the number of threads, and each is one thread's, so results are too.
         """
-        rows = self._rows_of(weight)
+        rows = self._rows_of(address)
         if rows is not None and len(x) <= FEW:
             return rows.in_order(rows.matrix.linear(x))
-        whole = self[weight.address] if rows is None and self._fits(weight) else None
+        weight = self._weight(address)
+        whole = self[address] if rows is None and self._fits(weight) else None
         y = np.empty((len(x), weight.shape[0]), np.float32)
 
         def multiply(span: slice) -> None:
@@ -97,11 +105,11 @@ class Weights:
         crew.map(multiply, list(_spans(weight)))
         return y if rows is None else rows.in_order(y)
 
-    def _rows_of(self, weight: Weight) -> Rows | None:
+    def _rows_of(self, address: str) -> Rows | None:
         """A matrix as the compiled loops read it; None where they cannot."""
-        if weight.address not in self._rows:
-            self._rows[weight.address] = self._find_rows(weight) if available() else None
-        return self._rows[weight.address]
+        if address not in self._rows:
+            self._rows[address] = self._find_rows(self._weight(address)) if available() else None
+        return self._rows[address]
 
     def _find_rows(self, weight: Weight) -> Rows | None:
         source, kind, heads = weight.stored, weight.dtype.name, 0
