@@ -29,6 +29,7 @@ from weightkit.compiled.numbers import I64, POINTER, VOID
 DESK, FIRST_ARGUMENT, MOST_PARTS = 64, 16, (1 << 24) - 1
 _SHARING = """
 declare i32 @{give_way}()
+{declare}
 define void @share(ptr %desk, i64 %patience) {{
 entry:
   %done = getelementptr i64, ptr %desk, i64 8
@@ -47,7 +48,7 @@ idle:
   br i1 %tired, label %end, label %wait
 wait:
   %fewer = sub i64 %turns, 1
-  call i32 @{give_way}()
+  {pause}
   br label %look
 take:
   %kernel = load ptr, ptr %arguments, align 8
@@ -84,9 +85,17 @@ entry:
   call void @share(ptr %desk, i64 0)
   br label %look
 wait:
+  %more = add i64 %turns, 1
+  %long = icmp ugt i64 %turns, 5000
+  br i1 %long, label %give, label %spin
+spin:
+  {pause}
+  br label %look
+give:
   call i32 @{give_way}()
   br label %look
 look:
+  %turns = phi i64 [ 0, %entry ], [ %more, %spin ], [ %more, %give ]
   %count = load atomic i64, ptr %done seq_cst, align 8
   %all = icmp eq i64 %count, %parts
   br i1 %all, label %end, label %wait
@@ -94,6 +103,10 @@ end:
   ret void
 }}
 """
+
+_X86 = ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()")
+_ARM = ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)")
+_PAUSES = {"x86_64": _X86, "aarch64": _ARM, "arm64": _ARM}  # what a processor waits with; others just look again
 
 
 # ── compiling ──────────────────────────────────────────────────────────────────────────────────────────
@@ -137,7 +150,9 @@ def kernel(form: str, kind: str) -> int:
 @functools.cache
 def sharing() -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
     """The functions `run(desk, parts)` and `share(desk, patience)`; they hold no lock of Python."""
-    text = _SHARING.format(give_way="SwitchToThread" if sys.platform == "win32" else "sched_yield")
+    declare, pause = _PAUSES.get(llvm.get_process_triple().partition("-")[0], ("", ""))
+    give_way = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+    text = _SHARING.format(give_way=give_way, declare=declare, pause=pause)
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
     run, share = (kind(address) for address in _compile(text, "run", "share"))
     return run, share

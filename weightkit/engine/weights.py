@@ -40,12 +40,12 @@ class Weights:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self._kept: dict[str, F32] = {}
-        self._absent: set[str] = set()
+        self._addresses = frozenset(registry)
         self._rows: dict[str, Rows | None] = {}
         self._bytes = 0
 
     def __contains__(self, address: str) -> bool:
-        return address in self.registry
+        return address in self._addresses
 
     def __getitem__(self, address: str) -> F32:
         """All of a weight, kept if it is small."""
@@ -54,13 +54,7 @@ class Weights:
 
     def get(self, address: str) -> F32 | None:
         """The array, or None where the model has no such weight."""
-        kept = self._kept.get(address)
-        if kept is not None or address in self._absent:
-            return kept
-        if address in self.registry:
-            return self[address]
-        self._absent.add(address)
-        return None
+        return self[address] if address in self._addresses else None
 
     def rows(self, address: str, ids: NDArray[np.int64]) -> F32:  # [...] -> [..., width]
         """Rows of a table; the others are not read."""
