@@ -270,4 +270,5 @@ def side_by_side(a: Model, b: Model, prompt: str | Sequence[int], max_tokens: in
     """
     from weightkit.effect.side_by_side import side_by_side
 
-    return side_by_side(a.engine, b.engine, a.ids(prompt), max_tokens, a.end_ids, a.decode)
+    ends = a.end_ids if isinstance(prompt, str) else ()
+    return side_by_side(a.engine, b.engine, a.ids(prompt), max_tokens, ends, a.decode)
