@@ -315,6 +315,13 @@ def test_without_compiled_loops_the_logits_are_nearly_the_same(monkeypatch: pyte
     assert error(wk.open("demo").logits(ids), want) < TOLERANCE
 
 
+def test_logits_of_the_last_token_alone() -> None:
+    engine, ids = wk.open("demo").engine, list(range(40))
+    last = engine.logits(ids, last=True)
+    assert last.shape == (1, 1, engine.config.vocab)
+    assert error(last[:, 0], engine.logits(ids)[:, -1]) < TOLERANCE
+
+
 @pytest.mark.parametrize("tokens", [5, 40])
 def test_an_edit_that_changes_nothing_has_no_effect(tmp_path: Path, tokens: int) -> None:
     model = wk.open("demo")

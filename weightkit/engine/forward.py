@@ -102,14 +102,23 @@ class Engine:
             raise EngineError(f"id {wrong[0]} is not in the vocabulary, which goes from 0 to {self.config.vocab - 1}")
         return array.astype(np.int64)
 
-    def logits(self, ids: Any, cache: Cache | None = None, *, source: F32 | None = None, tap: Tap = CLOSED) -> F32:
-        """Logits of the next token at every position. [b, t] -> [b, t, vocab]
+    def logits(
+        self,
+        ids: Any,
+        cache: Cache | None = None,
+        *,
+        source: F32 | None = None,
+        tap: Tap = CLOSED,
+        last: bool = False,
+    ) -> F32:
+        """Logits of the next token at every position. [b, t] -> [b, t, vocab], or of the last one only.
 
         With a cache, `ids` continue what it holds. `source` is what `encode` made of the text that a model
         with an encoder reads; `ids` are then those of its decoder.
         """
         with _running():
-            return self._head(self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap), tap)
+            x = self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap)
+            return self._head(x[:, -1:] if last else x, tap)
 
     def run(self, ids: Any, tap: Tap, cache: Cache | None = None, *, source: F32 | None = None) -> None:
         """What `logits` does, for the sake of what passes the tap: logits are made only where it wants them."""

@@ -56,7 +56,7 @@ def generate(
     for _ in range(tokens):
         if engine.most_tokens is not None and len(cache) + following.shape[1] > engine.most_tokens and len(cache):
             return
-        logits = engine.logits(following, cache, source=source)[0, -1]
+        logits = engine.logits(following, cache, source=source, last=True)[0, -1]
         require_finite(logits, engine, prompt if engine.has_encoder else cache.ids, cache.ids)
         chosen = choose(logits, sampling, random)
         yield chosen, logits
