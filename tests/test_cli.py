@@ -23,6 +23,7 @@ from tests.test_generate import masked
 from tests.tiny import CONFIGS, FAMILIES, weights, write
 from weightkit.analysis.statistics import Statistics
 from weightkit.cli.app import VERBS
+from weightkit.kernels import crew
 
 # One command for each verb; A and B stand for two models. `demo` has tests of its own.
 COMMANDS: dict[str, list[str]] = {
@@ -473,3 +474,12 @@ def test_json_of_an_unknown_family_stays_clean(cli: Cli, tmp_path: Path) -> None
     assert json.loads(done.out)["unclaimed"]
     assert "unheard_of" in done.err  # what is not available is said, and not on stdout
     assert not math.isnan(done.json["total"])
+
+
+@pytest.mark.parametrize("command", ["run demo --ids 1,2", "measure demo demo:early --ids 1,2,3"])
+def test_threads_change_nothing_but_the_time(cli: Cli, command: str) -> None:
+    want = cli(*command.split(), "--json").out
+    assert cli(*command.split(), "--json", "--threads", "1").out == want
+    assert crew.size == 1
+    wk.set_threads()
+    assert cli(*command.split(), "--threads", "0").code == 2
