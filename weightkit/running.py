@@ -75,15 +75,17 @@ class Running:
         `ids` with it, and the logits are those after each of `decoder_ids`; without them, after the token
         that its decoder begins with.
         """
+        logits = self._logits(ids, decoder_ids)
+        return logits if _is_batch(ids) else logits[0]
+
+    def _logits(self, ids: Ids, decoder_ids: Ids | None, *, last: bool = False) -> Array:  # -> [b, t, vocab]
         engine = self.engine
         array = engine.ids(ids)
         if not engine.has_encoder:
-            logits = engine.logits(array)
-        else:
-            start = np.full((len(array), 1), engine.config.decoder_start)
-            answer = start if decoder_ids is None else engine.ids(decoder_ids)
-            logits = engine.logits(answer, source=engine.encode(array))
-        return logits if _is_batch(ids) else logits[0]
+            return engine.logits(array, last=last)
+        start = np.full((len(array), 1), engine.config.decoder_start)
+        answer = start if decoder_ids is None else engine.ids(decoder_ids)
+        return engine.logits(answer, source=engine.encode(array), last=last)
 
     def next_tokens(
         self, prompt: str | Sequence[int], most: int = 10, *, decoder_ids: Sequence[int] | None = None
@@ -94,7 +96,7 @@ class Running:
         """
         ids = self._prompt_ids(prompt)
         self.engine.require_continues()
-        return self._table(self._finite(ids, decoder_ids)[-1], most)
+        return self._table(self._finite(ids, decoder_ids, last=True)[-1], most)
 
     def fill(self, prompt: str | Sequence[int], most: int = 10) -> list[list[Token]]:
         """What a masked language model puts in the place of each mask of a text, likeliest first.
@@ -256,10 +258,10 @@ class Running:
             raise EngineError("the prompt is empty: give at least one token")
         return ids
 
-    def _finite(self, ids: Sequence[int], decoder_ids: Sequence[int] | None = None) -> Array:
+    def _finite(self, ids: Sequence[int], decoder_ids: Sequence[int] | None = None, *, last: bool = False) -> Array:
         from weightkit.engine.finite import require_finite
 
-        logits = self.logits(ids, decoder_ids=decoder_ids)
+        logits = self._logits(ids, decoder_ids, last=last)[0]
         require_finite(logits, self.engine, ids, decoder_ids)
         return logits
 
