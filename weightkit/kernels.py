@@ -161,14 +161,14 @@ class Crew:
         for _ in self._pool.map(lambda task: context.copy().run(function, task), tasks):
             pass
 
-    def run(self, desk: Desk, arguments: list[Any], parts: int) -> None:
-        """Do a compiled job with all threads."""
+    def run(self, desk: Desk, products: Sequence[list[Any]], parts: int) -> None:
+        """Do a compiled job, a few products that have so many parts together, with all threads."""
         with self._lock:
             if parts > 1 and len(self._helpers) < self.size - 1:
                 self._hire(desk)
             while parts > 1 and self._idle:
                 self._idle.pop().put(True)
-            desk.run(arguments, parts)
+            desk.run(products, parts)
 
     def _hire(self, desk: Desk) -> None:
         for _ in range(self.size - 1):
@@ -193,13 +193,15 @@ class Desk:
         from weightkit.compiled.loops import ARGUMENTS
 
         self._numbers = (ctypes.c_int64 * compiled.DESK)()
-        self._arguments = slice(compiled.FIRST_ARGUMENT, compiled.FIRST_ARGUMENT + len(ARGUMENTS))
+        starts = [compiled.FIRST_ARGUMENT + i * compiled.ARGUMENT_STEP for i in range(compiled.MOST_PRODUCTS)]
+        self._places = [slice(start, start + len(ARGUMENTS)) for start in starts]
         self._address = ctypes.addressof(self._numbers)
         self._run, self._share = compiled.sharing()
 
-    def run(self, arguments: list[Any], parts: int) -> None:
+    def run(self, products: Sequence[list[Any]], parts: int) -> None:
         """Do a job."""
-        self._numbers[self._arguments] = arguments
+        for place, arguments in zip(self._places, products, strict=False):
+            self._numbers[place] = arguments
         self._run(self._address, parts)
 
     def share(self, patience: int) -> None:
@@ -297,17 +299,20 @@ class Matrix:
         self._widen = direct("wide", kind)
         out = self.shape[0]
         self._step = max(64, -(-out // 1024) * 64) if transposed else max(1, PART_BYTES // (row * stored.itemsize))
+        self.parts = -(-out // self._step)
 
     def linear(self, x: Array) -> Array:  # [r, in] -> [r, out]
-        """x Wᵀ for few rows of float32. What becomes of a row depends on no other, nor on the number of threads."""
-        (out, width), step = self.shape, self._step
-        if x.dtype != np.float32 or not x.flags.c_contiguous:
-            x = np.ascontiguousarray(x, np.float32)
-        y = (np.zeros if self.transposed else np.empty)((len(x), out), np.float32)
-        xs = (_address(x), 4 * width, len(x), width)
-        job = [self._kernel, step, out, *xs, self._address, *self._rows, _address(y), 4 * out]
-        crew.run(_desk(), job, -(-out // step))
-        return y
+        """x Wᵀ for few rows of float32."""
+        return multiply(x, [self])[0]
+
+    def product(self, x_at: tuple[int, int, int, int], y: Array) -> list[Any]:
+        """The arguments of x Wᵀ into y; x is an address, bytes from row to row, rows and numbers of a row."""
+        out = self.shape[0]
+        return [self._kernel, self._step, out, *x_at, self._address, *self._rows, _address(y), 4 * out]
+
+    def new(self, rows: int) -> Array:
+        """Where a product of so many rows goes, [rows, out]."""
+        return (np.zeros if self.transposed else np.empty)((rows, self.shape[0]), np.float32)
 
     def widened(self, first: int, last: int) -> Array:  # -> [last - first, in]
         """Some rows of W as float32, by this thread alone; a view where they are float32."""
@@ -323,3 +328,18 @@ class Matrix:
         job = (0, 0, 0, 0, 0, 0, y.shape[1], address, *self._rows, _address(y) - start * step, step)
         self._widen((ctypes.c_int64 * len(job))(*job), start, stop)
         return y.T if self.transposed else y
+
+
+def multiply(x: Array, matrices: Sequence[Matrix]) -> list[Array]:  # [r, in] -> [r, out] each
+    """x Wᵀ for few rows of float32 and up to three matrices, as one job.
+
+    What becomes of a row depends on no other, nor on the number of threads.
+    """
+    if x.dtype != np.float32 or not x.flags.c_contiguous:
+        x = np.ascontiguousarray(x, np.float32)
+    rows, width = x.shape
+    x_at = (_address(x), 4 * width, rows, width)
+    found = [matrix.new(rows) for matrix in matrices]
+    products = [matrix.product(x_at, y) for matrix, y in zip(matrices, found, strict=True)]
+    crew.run(_desk(), products, sum(matrix.parts for matrix in matrices))
+    return found

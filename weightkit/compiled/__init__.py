@@ -22,20 +22,20 @@ from weightkit.compiled.numbers import I64, POINTER, VOID
 
 # ── sharing a job: its parts are handed out one by one, to whoever asks ────────────────────────────────
 
-# A desk is 64 integers: what is to hand out at 0, parts done at 8, then ARGUMENTS from 16. What is to hand
-# out is (the number of the job) · 2^24 + parts left. Who takes a part has read the arguments before, and
-# gets it only if nothing changed meanwhile: then they are of this job, which does not end without that part.
-# `share` does parts until there was nothing to do for so many turns; `run` does a job with who else shares.
-DESK, FIRST_ARGUMENT, MOST_PARTS = 64, 16, (1 << 24) - 1
+# A desk is 64 integers: what is to hand out at 0, parts done at 8, parts in all at 9, then from 16 on one, two or
+# three products with their ARGUMENTS, 16 integers each. What is to hand out is (the number of the job) · 2^24 + parts
+# left. The arguments do not change while a part is taken, for the job does not end without it. `share` does parts
+# until there was nothing to do for so many turns; `run` does a job with who else shares.
+DESK, FIRST_ARGUMENT, ARGUMENT_STEP = 64, 16, 16
+MOST_PRODUCTS = 3
 _SHARING = """
 declare i32 @{give_way}()
 {declare}
 define void @share(ptr %desk, i64 %patience) {{
 entry:
   %done = getelementptr i64, ptr %desk, i64 8
+  %all.at = getelementptr i64, ptr %desk, i64 9
   %arguments = getelementptr i64, ptr %desk, i64 16
-  %step.at = getelementptr i64, ptr %desk, i64 17
-  %total.at = getelementptr i64, ptr %desk, i64 18
   br label %look
 look:
   %turns = phi i64 [ %patience, %entry ], [ %patience, %take ], [ %patience, %do ], [ %fewer, %wait ]
@@ -51,22 +51,36 @@ wait:
   {pause}
   br label %look
 take:
-  %kernel = load ptr, ptr %arguments, align 8
-  %step = load i64, ptr %step.at, align 8
-  %total = load i64, ptr %total.at, align 8
   %next = sub i64 %state, 1
   %swap = cmpxchg ptr %desk, i64 %state, i64 %next seq_cst seq_cst
   %mine = extractvalue {{ i64, i1 }} %swap, 1
-  br i1 %mine, label %do, label %look
-do:
+  br i1 %mine, label %mine.all, label %look
+mine.all:
+  %all = load i64, ptr %all.at, align 8
+  %number = sub i64 %all, %left
+  br label %find
+find:
+  %product = phi ptr [ %arguments, %mine.all ], [ %after, %skip ]
+  %part = phi i64 [ %number, %mine.all ], [ %rest, %skip ]
+  %step.at = getelementptr i64, ptr %product, i64 1
+  %total.at = getelementptr i64, ptr %product, i64 2
+  %step = load i64, ptr %step.at, align 8
+  %total = load i64, ptr %total.at, align 8
   %rounded = add i64 %total, %step
   %above = sub i64 %rounded, 1
   %parts = udiv i64 %above, %step
-  %part = sub i64 %parts, %left
+  %here = icmp ult i64 %part, %parts
+  br i1 %here, label %do, label %skip
+skip:
+  %rest = sub i64 %part, %parts
+  %after = getelementptr i64, ptr %product, i64 16
+  br label %find
+do:
+  %kernel = load ptr, ptr %product, align 8
   %first = mul i64 %part, %step
   %stop = add i64 %first, %step
   %last = call i64 @llvm.umin.i64(i64 %stop, i64 %total)
-  call void %kernel(ptr %arguments, i64 %first, i64 %last)
+  call void %kernel(ptr %product, i64 %first, i64 %last)
   %before = atomicrmw add ptr %done, i64 1 seq_cst
   br label %look
 end:
@@ -76,7 +90,9 @@ declare i64 @llvm.umin.i64(i64, i64)
 define void @run(ptr %desk, i64 %parts) {{
 entry:
   %done = getelementptr i64, ptr %desk, i64 8
+  %all.at = getelementptr i64, ptr %desk, i64 9
   store i64 0, ptr %done, align 8
+  store i64 %parts, ptr %all.at, align 8
   %old = load i64, ptr %desk, align 8
   %whole = or i64 %old, 16777215
   %number = add i64 %whole, 1

@@ -17,12 +17,14 @@ from weightkit.compiled.numbers import (
     constant,
     fma,
     load,
+    prefetch,
     splat,
     store,
     vector,
     widen_f32,
 )
 
+AHEAD = 1024  # bytes of a row that are asked for before they are needed: processors do not look beyond a page
 GROUP = 8  # rows of a transposed matrix that are summed before they are added to what is there
 
 
@@ -108,7 +110,10 @@ def _dots(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
         sums = {lanes: [_variable(b, constant(vector(FLOAT, lanes), 0.0)) for _ in xs] for lanes in (LANES, 1)}
 
         def add(index: Value, lanes: int) -> None:
-            weights = KINDS[kind](b, _at(b, kind, w, index), lanes)
+            at = _at(b, kind, w, index)
+            if lanes > 1:
+                prefetch(b, b.add(at, I64(AHEAD)))
+            weights = KINDS[kind](b, at, lanes)
             for x, sum in zip(xs, sums[lanes], strict=True):
                 value = fma(b, weights, widen_f32(b, _at(b, "F32", x, index), lanes), b.load(sum, typ=weights.type))
                 b.store(value, sum)

@@ -48,6 +48,13 @@ def store(b: Value, value: Value, address: Value) -> None:
     b.store(value, b.inttoptr(address, POINTER), align=1)
 
 
+def prefetch(b: Value, address: Value) -> None:
+    """Ask for what will be read soon, from an address that need not exist."""
+    kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
+    function = b.module.declare_intrinsic("llvm.prefetch", [POINTER], kind)
+    b.call(function, [b.inttoptr(address, POINTER), I32(0), I32(3), I32(1)])
+
+
 def splat(b: Value, number: Value, lanes: int) -> Value:
     """One number in all lanes."""
     one = b.insert_element(ir.Constant(vector(number.type, lanes), ir.Undefined), number, I32(0))

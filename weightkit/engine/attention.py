@@ -81,7 +81,9 @@ def _weights(scores: F32, how: Scores, span: tuple[int, int, int, int]) -> F32: 
     if how.bias is not None:
         scores = scores + how.bias(*span)
     if how.causal and (how.window or scores.shape[-2] > 1):  # a single query sees all that was before it
-        scores += mask(*span[:3], how.window, span[3])
+        low, high, start, stop = span
+        first = start if how.window else low  # all queries see the keys before the first of them
+        scores[..., first - start :] += mask(low, high, first, how.window, stop)
     if how.sinks is None:
         return softmax(scores)
     sinks = np.broadcast_to(how.sinks[:, None, None], (*scores.shape[:3], 1))

@@ -123,11 +123,12 @@ class Block:
 
     def _cross(self, x: F32, source: F32, at: str, run: Run) -> F32:
         """Attention to what the encoder made: keys and values are the same for every token."""
-        q = self._heads(x, f"{at}.q", self.config.heads)
+        heads = self.config.heads
+        q = self._heads(self.weights.linear(x, f"{at}.q"), f"{at}.q", heads)
         kept = run.cache.kept(at)
         if kept is None:
-            k = self._heads(source, f"{at}.k", self.config.heads)
-            kept = run.cache.keep(at, k, self._heads(source, f"{at}.v", self.config.heads))
+            k, v = self.weights.linears(source, f"{at}.k", f"{at}.v")
+            kept = run.cache.keep(at, self._heads(k, f"{at}.k", heads), self._heads(v, f"{at}.v", heads))
         how = Scores(self.config.attention_scale, causal=False)
         return self._output(run.tap(f"{at}.q", q), *kept, how, at, run)
 
@@ -142,19 +143,19 @@ class Block:
     def _project(self, x: F32, at: str) -> tuple[F32, F32, F32]:
         """Queries, keys and values, [b, heads, t, d] each, normed but not yet rotated."""
         config = self.config
-        q = self._heads(x, f"{at}.q", config.heads)
-        k = self._heads(x, f"{at}.k", config.kv_heads)
-        v = self._heads(x, f"{at}.v", config.kv_heads)
+        counts = {f"{at}.q": config.heads, f"{at}.k": config.kv_heads, f"{at}.v": config.kv_heads}
+        made = self.weights.linears(x, *counts)
+        q, k, v = (self._heads(y, address, heads) for y, (address, heads) in zip(made, counts.items(), strict=True))
         if config.qkv_clip is not None:
             q, k, v = (np.clip(part, -config.qkv_clip, config.qkv_clip) for part in (q, k, v))
         return q, k, v
 
-    def _heads(self, x: F32, address: str, heads: int) -> F32:  # [b, t, width] -> [b, heads, t, d]
-        y = self.weights.linear(x, address)
+    def _heads(self, y: F32, address: str, heads: int) -> F32:  # [b, t, heads · d] -> [b, heads, t, d]
+        """The heads apart, and normed where the model does so."""
         norm = self._head_norm(address)
         if norm is not None and norm.ndim == 1 and norm.size == y.shape[-1]:  # over all heads together
             y, norm = self._normed(y, norm, None), None
-        y = y.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+        y = y.reshape(*y.shape[:2], heads, -1).swapaxes(1, 2)
         if norm is None:
             return y
         w = norm[:, None] if norm.ndim == 2 else norm  # one for each head, [heads, 1, d], or for all, [d]
@@ -189,12 +190,11 @@ class Block:
         return out.reshape(x.shape)
 
     def _ffn(self, x: F32, at: str, run: Run) -> F32:
-        up = self.weights.linear(x, f"{at}.up")
         if f"{at}.gate" in self.weights:
-            gate = run.tap(f"{at}.pre", self.weights.linear(x, f"{at}.gate"))
-            inner = by_rows(self._gated, gate, up)
+            gate, up = self.weights.linears(x, f"{at}.gate", f"{at}.up")
+            inner = by_rows(self._gated, run.tap(f"{at}.pre", gate), up)
         else:
-            inner = by_rows(self.activation, run.tap(f"{at}.pre", up))
+            inner = by_rows(self.activation, run.tap(f"{at}.pre", self.weights.linear(x, f"{at}.up")))
         return self.weights.linear(run.tap(f"{at}.post", inner), f"{at}.down")
 
     def _gated(self, gate: F32, up: F32) -> F32:

@@ -13,8 +13,7 @@ F32 = NDArray[np.float32]
 
 def rms_norm(x: F32, w: F32, eps: float) -> F32:  # [..., d], [d] -> [..., d]
     """x / √(mean x² + eps) · w. Source: Zhang and Sennrich, arXiv:1910.07467."""
-    scale = 1 / np.sqrt(_mean(np.square(x)) + np.float32(eps))
-    y = x * scale
+    y = x / np.sqrt(_mean_square(x) + np.float32(eps))
     y *= w
     return y
 
@@ -26,11 +25,14 @@ def _mean(x: F32) -> F32:  # [..., d] -> [..., 1]
     return mean
 
 
+def _mean_square(x: F32) -> F32:  # [..., d] -> [..., 1]
+    return (np.einsum("...i,...i->...", x, x) / np.float32(x.shape[-1]))[..., None]
+
+
 def layer_norm(x: F32, w: F32 | None, b: F32 | None, eps: float) -> F32:  # [..., d], [d], [d] -> [..., d]
     """(x - mean) / √(variance + eps) · w + b, with the population variance. Source: arXiv:1607.06450."""
     centred = x - _mean(x)
-    scale = 1 / np.sqrt(_mean(np.square(centred)) + np.float32(eps))
-    y = centred * scale
+    y = centred / np.sqrt(_mean_square(centred) + np.float32(eps))
     y = y if w is None else y * w
     return y if b is None else y + b
 
@@ -52,18 +54,20 @@ def log_softmax(x: F32) -> NDArray[np.float64]:  # [..., n] -> [..., n]
 
 def silu(x: F32) -> F32:
     """x · sigmoid(x)."""
-    y = sigmoid(x)
-    y *= x
-    return y
+    return x / _one_and_exp(x)
 
 
 def sigmoid(x: F32) -> F32:
-    """1 / (1 + exp(-x)), without overflow on either side."""
-    e = np.exp(-np.abs(x))
-    y = np.where(x >= 0, np.float32(1), e)
+    """1 / (1 + exp(-x))."""
+    return np.reciprocal(_one_and_exp(x))
+
+
+def _one_and_exp(x: F32) -> F32:
+    """1 + exp(-x), which is Inf where sigmoid(x) is less than any float32."""
+    with np.errstate(over="ignore"):
+        e = np.exp(-x)
     e += 1
-    y /= e
-    return y
+    return e
 
 
 def softplus(x: F32) -> F32:

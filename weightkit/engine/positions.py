@@ -32,14 +32,18 @@ def rotate(x: F32, cos: F32, sin: F32, *, interleaved: bool = False) -> F32:
     or, interleaved, (2i, 2i + 1).
     """
     half = cos.shape[-1]
-    result = x.copy()
+    result = np.empty_like(x)
+    if 2 * half < x.shape[-1]:
+        result[..., 2 * half :] = x[..., 2 * half :]
     if interleaved:
         low, high = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     else:
         low, high = slice(0, half), slice(half, 2 * half)
     a, b = x[..., low], x[..., high]
-    result[..., low] = a * cos - b * sin
-    result[..., high] = b * cos + a * sin
+    np.multiply(a, cos, out=result[..., low])
+    result[..., low] -= b * sin
+    np.multiply(b, cos, out=result[..., high])
+    result[..., high] += a * sin
     return result
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from weightkit.engine.functions import F32
 from weightkit.errors import EngineError
 from weightkit.formats.gguf_order import Unpermuted, turn_rows
-from weightkit.kernels import Matrix, available, crew
+from weightkit.kernels import Matrix, available, crew, multiply
 from weightkit.layout import PLAIN
 from weightkit.registry import Registry
 from weightkit.tensor import rows_on_map
@@ -71,23 +72,37 @@ class Weights:
 
     def linear(self, x: F32, address: str, bias_address: str = "") -> F32:  # [..., in] -> [..., out]
         """x Wᵀ + b, b being there or not; it is the matrix's own unless its address says otherwise."""
-        y = self._product(x.reshape(-1, x.shape[-1]), address).reshape(*x.shape[:-1], -1)
+        y = self._products(x.reshape(-1, x.shape[-1]), [address])[0].reshape(*x.shape[:-1], -1)
         bias = self.get(bias_address or f"{address}.bias")
         return y if bias is None else y + bias
 
-    def _product(self, x: F32, address: str) -> F32:  # [r, in] -> [r, out]
+    def linears(self, x: F32, *addresses: str) -> list[F32]:
+        """`linear` with each of a few matrices, their work being shared out as one."""
+        biases = [self.get(f"{address}.bias") for address in addresses]
+        found = self._products(x.reshape(-1, x.shape[-1]), addresses)
+        shaped = [y.reshape(*x.shape[:-1], -1) for y in found]
+        return [y if bias is None else y + bias for y, bias in zip(shaped, biases, strict=True)]
+
+    def _products(self, x: F32, addresses: Sequence[str]) -> list[F32]:  # [r, in] -> [r, out] each
         """x Wᵀ: of few rows with the stored weights themselves, of many with blocks of them widened.
 
         Blocks are the same whatever the number of threads, and each is one thread's, so results are too.
         """
-        rows = self._rows_of(address)
-        if rows is not None and len(x) <= FEW:
-            return rows.in_order(rows.matrix.linear(x))
-        weight = self._weight(address)
+        rows = [self._rows_of(address) for address in addresses]
+        stored = [found for found in rows if found is not None]
+        if len(x) <= FEW and len(stored) == len(rows):
+            return [found.in_order(y) for found, y in zip(stored, multiply(x, [r.matrix for r in stored]), strict=True)]
+        made = [self._blocks(x, address) for address in addresses]
+        crew.map(lambda task: task(), [task for _, tasks in made for task in tasks])
+        return [y if found is None else found.in_order(y) for found, (y, _) in zip(rows, made, strict=True)]
+
+    def _blocks(self, x: F32, address: str) -> tuple[F32, list[Callable[[], None]]]:
+        """Where x Wᵀ goes, and what is to do for it: blocks of rows are widened, and multiplied by BLAS."""
+        rows, weight = self._rows_of(address), self._weight(address)
         whole = self[address] if rows is None and self._fits(weight) else None
         y = np.empty((len(x), weight.shape[0]), np.float32)
 
-        def multiply(span: slice) -> None:
+        def multiply_block(span: slice) -> None:
             if rows is not None:
                 block = rows.matrix.widened(span.start, span.stop)
             elif whole is not None:
@@ -96,8 +111,7 @@ class Weights:
                 block = weight.dtype.decode(weight.read((span, slice(0, weight.shape[1], 1))))
             np.matmul(x, block.T, out=y[:, span])
 
-        crew.map(multiply, list(_spans(weight)))
-        return y if rows is None else rows.in_order(y)
+        return y, [partial(multiply_block, span) for span in _spans(weight)]
 
     def _rows_of(self, address: str) -> Rows | None:
         """A matrix as the compiled loops read it; None where they cannot."""
