@@ -12,7 +12,8 @@ from tests import make_golden as golden
 from tests.variants import VARIANTS
 from weightkit.architectures import ARCHITECTURES
 from weightkit.architectures.parts import Architecture, Role
-from weightkit.config.families import ALIASES, DEFAULTS
+from weightkit.config import normalise
+from weightkit.config.families import ALIASES
 from weightkit.formats import FORMATS, Format
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -60,9 +61,12 @@ def _family(family: Architecture) -> tuple[str, ...]:
 
 
 def _positions(family: Architecture) -> str:
-    defaults = DEFAULTS[family.model_type]
-    windows = defaults.windows
-    return POSITIONS[defaults.position_kind] + ("" if windows == "never" else ", sliding windows")
+    """Those of the golden variants, and whether one of them has layers with a window."""
+    kind = family.model_type
+    configs = [normalise(golden.config_of(kind, name), name) for name in VARIANTS[kind]]
+    kinds = dict.fromkeys(POSITIONS[config.position_kind] for config in configs)
+    windows = any(window for config in configs for window in config.windows)
+    return " or ".join(kinds) + (", sliding windows" if windows else "")
 
 
 def _attention(family: Architecture) -> str:
