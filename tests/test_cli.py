@@ -23,7 +23,7 @@ from tests.test_generate import masked
 from tests.tiny import CONFIGS, FAMILIES, weights, write
 from weightkit.analysis.statistics import Statistics
 from weightkit.cli.app import VERBS
-from weightkit.kernels import crew
+from weightkit.threads import crew
 
 # One command for each verb; A and B stand for two models. `demo` has tests of its own.
 COMMANDS: dict[str, list[str]] = {

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from weightkit.dtypes import DTYPES, Array
-from weightkit.kernels import Crew, Matrix, by_rows, crew
+from weightkit.kernels import Matrix, by_rows
+from weightkit.threads import Crew, crew
 
 random = np.random.default_rng(0)
 PLAIN = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

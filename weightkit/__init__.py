@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from weightkit.effect.measure import Effect as Effect
     from weightkit.effect.trace import Trace as Trace
     from weightkit.errors import WeightkitError as WeightkitError
-    from weightkit.kernels import set_threads as set_threads
     from weightkit.model import Model as Model
     from weightkit.model import diff as diff
     from weightkit.model import measure as measure
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from weightkit.surgery.edits import scale as scale
     from weightkit.surgery.edits import set_to as set
     from weightkit.surgery.edits import zero as zero
+    from weightkit.threads import set_threads as set_threads
 
 __version__ = "0.1.0"
 
@@ -54,7 +54,7 @@ _HOMES = {
     "replace": ("effect.changes", "replace"),
     "scale": ("surgery.edits", "scale"),
     "set": ("surgery.edits", "set_to"),
-    "set_threads": ("kernels", "set_threads"),
+    "set_threads": ("threads", "set_threads"),
     "side_by_side": ("model", "side_by_side"),
     "zero": ("surgery.edits", "zero"),
 }

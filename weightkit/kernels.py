@@ -1,29 +1,20 @@
-"""The few inner loops over numbers that several rooms share, and the threads that run the compiled ones."""
+"""The few inner loops over numbers that several rooms share: moments, and the compiled loops of the engine."""
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
 import math
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from contextvars import copy_context
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from weightkit.dtypes import Array
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from threadpoolctl import ThreadpoolController
+from weightkit.threads import crew, desk
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,145 +85,9 @@ class Moments:
         return self.count * self.m4 / (self.m2 * self.m2) - 3 if self.m2 > 0 else math.nan
 
 
-# ── threads ────────────────────────────────────────────────────────────────────────────────────────────
-
-PATIENCE = 30_000  # turns that a thread without work waits before it sleeps: about a millisecond
-
-
-def processors() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-def one_blas_thread() -> AbstractContextManager[object]:
-    """While the crew shares out the work, BLAS has one thread: more would wait for each other, and round otherwise."""
-    return _blas().limit(limits=1, user_api="blas")
-
-
-class Crew:
-    """The threads that the engine works with: the one that asks, and helpers that wait for work.
-
-    Helpers wait awake for a moment, as a matrix is followed by another, and sleep after that.
-    """
-
-    def __init__(self) -> None:
-        self.size = processors()
-        self._lock = threading.Lock()
-        self._idle: list[SimpleQueue[bool]] = []
-        self._helpers: list[tuple[threading.Thread, SimpleQueue[bool]]] = []
-        self._pool: ThreadPoolExecutor | None = None
-
-    def resize(self, count: int | None) -> None:
-        """Work with so many threads; None for one on each processor that this process may use."""
-        self.dismiss()
-        self.size = max(1, processors() if count is None else count)
-
-    def dismiss(self) -> None:
-        """Let the helpers go; they come back when there is work."""
-        with self._lock:
-            helpers, self._helpers = self._helpers, []
-            for _, call in helpers:
-                call.put(False)
-            for thread, _ in helpers:
-                thread.join()
-            self._idle.clear()
-            if self._pool is not None:
-                self._pool.shutdown()
-                self._pool = None
-
-    def map(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
-        """Call a function that releases the GIL for every task, by all threads."""
-        if self.size == 1 or len(tasks) < 2:
-            for task in tasks:
-                function(task)
-            return
-        if self._pool is None:
-            from concurrent.futures import ThreadPoolExecutor
-
-            self._pool = ThreadPoolExecutor(self.size)
-        context = copy_context()  # where numpy keeps what it warns of
-        for _ in self._pool.map(lambda task: context.copy().run(function, task), tasks):
-            pass
-
-    def run(self, desk: Desk, products: Sequence[list[Any]], parts: int) -> None:
-        """Do a compiled job, a few products that have so many parts together, with all threads."""
-        with self._lock:
-            if parts > 1 and len(self._helpers) < self.size - 1:
-                self._hire(desk)
-            while parts > 1 and self._idle:
-                self._idle.pop().put(True)
-            desk.run(products, parts)
-
-    def _hire(self, desk: Desk) -> None:
-        for _ in range(self.size - 1):
-            call: SimpleQueue[bool] = SimpleQueue()
-            thread = threading.Thread(target=self._help, args=(desk, call), name="weightkit", daemon=True)
-            self._helpers.append((thread, call))
-            thread.start()
-
-    def _help(self, desk: Desk, call: SimpleQueue[bool]) -> None:
-        staying = True
-        while staying:
-            desk.share(PATIENCE)
-            self._idle.append(call)
-            staying = call.get()
-
-
-class Desk:
-    """Where the arguments of a compiled job lie while threads share it."""
-
-    def __init__(self) -> None:
-        from weightkit import compiled
-        from weightkit.compiled.loops import ARGUMENTS
-
-        self._numbers = (ctypes.c_int64 * compiled.DESK)()
-        starts = [compiled.FIRST_ARGUMENT + i * compiled.ARGUMENT_STEP for i in range(compiled.MOST_PRODUCTS)]
-        self._places = [slice(start, start + len(ARGUMENTS)) for start in starts]
-        self._address = ctypes.addressof(self._numbers)
-        self._run, self._share = compiled.sharing()
-
-    def run(self, products: Sequence[list[Any]], parts: int) -> None:
-        """Do a job."""
-        for place, arguments in zip(self._places, products, strict=False):
-            self._numbers[place] = arguments
-        self._run(self._address, parts)
-
-    def share(self, patience: int) -> None:
-        """Help with jobs until there was none for so many turns."""
-        self._share(self._address, patience)
-
-
-crew = Crew()
-
-
-def set_threads(count: int | None = None) -> None:
-    """Run models with so many threads; None for one on each processor that this process may use.
-
-    What is computed does not depend on it.
-    """
-    crew.resize(count)
-
-
-atexit.register(crew.dismiss)  # while compiled code still lies where the helpers run it
-if hasattr(os, "register_at_fork"):  # a child has this thread only
-    os.register_at_fork(after_in_child=lambda: Crew.__init__(crew))
-
-
 # ── compiled loops over stored weights ─────────────────────────────────────────────────────────────────
 
 PART_BYTES = 1 << 15  # of weights that a thread takes at a time
-
-
-@functools.cache
-def _desk() -> Desk:
-    return Desk()
 
 
 @functools.cache
@@ -241,7 +96,7 @@ def available() -> bool:
     if os.environ.get("WEIGHTKIT_KERNELS") == "numpy" or sys.byteorder != "little":
         return False
     try:
-        _desk()
+        desk()
     except (ImportError, OSError, RuntimeError):  # or on a machine that LLVM does not know
         return False
     return True
@@ -341,5 +196,5 @@ def multiply(x: Array, matrices: Sequence[Matrix]) -> list[Array]:  # [r, in] ->
     x_at = (_address(x), 4 * width, rows, width)
     found = [matrix.new(rows) for matrix in matrices]
     products = [matrix.product(x_at, y) for matrix, y in zip(matrices, found, strict=True)]
-    crew.run(_desk(), products, sum(matrix.parts for matrix in matrices))
+    crew.run(products, sum(matrix.parts for matrix in matrices))
     return found

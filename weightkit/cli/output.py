@@ -51,7 +51,7 @@ TokenIds = Annotated[
 
 def _use_threads(count: int | None) -> int | None:
     if count is not None:
-        from weightkit.kernels import set_threads
+        from weightkit.threads import set_threads
 
         set_threads(count)
     return count

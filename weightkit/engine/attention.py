@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from weightkit.engine.functions import F32, softmax
-from weightkit.kernels import crew
+from weightkit.threads import crew
 
 MOST_SCORES = 1 << 24  # numbers held at a time: 64 MB
 MANY = (

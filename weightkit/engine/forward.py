@@ -20,8 +20,8 @@ from weightkit.engine.positions import alibi_slopes, buckets, depends_on_length,
 from weightkit.engine.tap import CLOSED, Tap
 from weightkit.engine.weights import Weights
 from weightkit.errors import EngineError
-from weightkit.kernels import one_blas_thread
 from weightkit.registry import Registry
+from weightkit.threads import one_blas_thread
 
 Ids = NDArray[np.int64]
 LOGITS_BYTES = 32 << 20  # of logits that are made at a time where not all are wanted at once

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from weightkit.engine.functions import F32
 from weightkit.errors import EngineError
 from weightkit.formats.gguf_order import Unpermuted, turn_rows
-from weightkit.kernels import Matrix, available, crew, multiply
+from weightkit.kernels import Matrix, available, multiply
 from weightkit.layout import PLAIN
 from weightkit.registry import Registry
 from weightkit.tensor import rows_on_map
+from weightkit.threads import crew
 from weightkit.weight import Weight
 
 KEPT_BYTES = 256 << 20  # of weights that are not on the memory map, which costs nothing

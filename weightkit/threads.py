@@ -1,0 +1,153 @@
+"""The threads that the engine works with, and the desk where compiled jobs are shared out among them."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from threadpoolctl import ThreadpoolController
+
+PATIENCE = 30_000  # turns that a thread without work waits before it sleeps: about a millisecond
+
+
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """While the crew shares out the work, BLAS has one thread: more would wait for each other, and round otherwise."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
+class Crew:
+    """The threads that the engine works with: the one that asks, and helpers that wait for work.
+
+    Helpers wait awake for a moment, as a matrix is followed by another, and sleep after that.
+    """
+
+    def __init__(self) -> None:
+        self.size = processors()
+        self._lock = threading.Lock()
+        self._idle: list[SimpleQueue[bool]] = []
+        self._helpers: list[tuple[threading.Thread, SimpleQueue[bool]]] = []
+        self._pool: ThreadPoolExecutor | None = None
+
+    def resize(self, count: int | None) -> None:
+        """Work with so many threads; None for one on each processor that this process may use."""
+        self.dismiss()
+        self.size = max(1, processors() if count is None else count)
+
+    def dismiss(self) -> None:
+        """Let the helpers go; they come back when there is work."""
+        with self._lock:
+            helpers, self._helpers = self._helpers, []
+            for _, call in helpers:
+                call.put(False)
+            for thread, _ in helpers:
+                thread.join()
+            self._idle.clear()
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+
+    def map(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
+        """Call a function that releases the GIL for every task, by all threads."""
+        if self.size == 1 or len(tasks) < 2:
+            for task in tasks:
+                function(task)
+            return
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(self.size)
+        context = copy_context()  # where numpy keeps what it warns of
+        for _ in self._pool.map(lambda task: context.copy().run(function, task), tasks):
+            pass
+
+    def run(self, products: Sequence[list[Any]], parts: int) -> None:
+        """Do a compiled job, a few products that have so many parts together, with all threads."""
+        with self._lock:
+            if parts > 1 and len(self._helpers) < self.size - 1:
+                self._hire()
+            while parts > 1 and self._idle:
+                self._idle.pop().put(True)
+            desk().run(products, parts)
+
+    def _hire(self) -> None:
+        for _ in range(self.size - 1):
+            call: SimpleQueue[bool] = SimpleQueue()
+            thread = threading.Thread(target=self._help, args=(call,), name="weightkit", daemon=True)
+            self._helpers.append((thread, call))
+            thread.start()
+
+    def _help(self, call: SimpleQueue[bool]) -> None:
+        staying = True
+        while staying:
+            desk().share(PATIENCE)
+            self._idle.append(call)
+            staying = call.get()
+
+
+class Desk:
+    """Where the arguments of a compiled job lie while threads share it."""
+
+    def __init__(self) -> None:
+        from weightkit import compiled
+        from weightkit.compiled.loops import ARGUMENTS
+
+        self._numbers = (ctypes.c_int64 * compiled.DESK)()
+        starts = [compiled.FIRST_ARGUMENT + i * compiled.ARGUMENT_STEP for i in range(compiled.MOST_PRODUCTS)]
+        self._places = [slice(start, start + len(ARGUMENTS)) for start in starts]
+        self._address = ctypes.addressof(self._numbers)
+        self._run, self._share = compiled.sharing()
+
+    def run(self, products: Sequence[list[Any]], parts: int) -> None:
+        """Do a job."""
+        for place, arguments in zip(self._places, products, strict=False):
+            self._numbers[place] = arguments
+        self._run(self._address, parts)
+
+    def share(self, patience: int) -> None:
+        """Help with jobs until there was none for so many turns."""
+        self._share(self._address, patience)
+
+
+@functools.cache
+def desk() -> Desk:
+    """The desk of the crew, made when the first job is done."""
+    return Desk()
+
+
+crew = Crew()
+
+
+def set_threads(count: int | None = None) -> None:
+    """Run models with so many threads; None for one on each processor that this process may use.
+
+    What is computed does not depend on it.
+    """
+    crew.resize(count)
+
+
+atexit.register(crew.dismiss)  # while compiled code still lies where the helpers run it
+if hasattr(os, "register_at_fork"):  # a child has this thread only
+    os.register_at_fork(after_in_child=lambda: Crew.__init__(crew))
