@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,14 @@ LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 16, "lo
 def test_positions_that_do_not_fit_are_said_in_plain_words(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(WeightkitError):
         wk.open(tiny.write(tmp_path, **changes)).logits([1, 2])
+
+
+def test_one_model_in_many_threads(tmp_path: Path) -> None:
+    model = wk.open(tiny.write(tmp_path))
+    ids = (np.arange(40) * 7 % 97).tolist()
+    want = model.logits(ids)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(np.array_equal(got, want) for got in pool.map(model.logits, [ids] * 40))
 
 
 @pytest.mark.parametrize("tokens", [1, 20, 300])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import weightkit as wk
 from tests import running, tiny
 from tests import test_families as families
 from tests.by_hand import tokenizer
+from tests.conftest import Cli
 from weightkit.engine.generate import Sampling, candidates, choose
 from weightkit.errors import ConfigError, EngineError
 
@@ -253,6 +255,22 @@ def test_a_prompt_longer_than_the_positions_is_refused(gpt2: wk.Model) -> None:
 def test_prompts_that_are_none(model: wk.Model, prompt: Any, message: str) -> None:
     with pytest.raises(EngineError, match=message):
         model.generate(prompt, 3)
+
+
+def test_an_error_stands_alone(cli: Cli, tmp_path: Path) -> None:
+    done = cli("run", tiny.write(tmp_path), "--ids", "5,97", "-n", 3)
+    assert (done.code, done.out) == (2, "")
+
+
+def test_a_text_beyond_what_a_model_was_made_for_is_noted(cli: Cli, tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path, max_position_embeddings=8)
+    assert "note: this model was made for texts of up to 8 tokens" in cli("run", folder, "--ids", "5,6", "-n", 7).err
+    assert "note" not in cli("run", folder, "--ids", "5,6", "-n", 6).err
+
+
+def test_a_model_that_was_run_can_be_pickled(model: wk.Model) -> None:
+    want = model.logits(PROMPT)
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).logits(PROMPT), want)
 
 
 FAULTS = [

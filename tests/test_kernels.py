@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info
 
 from weightkit.dtypes import DTYPES, Array
+from weightkit.errors import EngineError
 from weightkit.kernels import Matrix, by_rows
-from weightkit.threads import Crew, crew
+from weightkit.threads import Crew, crew, one_blas_thread, processors, set_threads
 
 random = np.random.default_rng(0)
 PLAIN = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -125,6 +128,31 @@ def test_many_jobs_of_many_threads_at_once(resized: Crew) -> None:
         for _ in range(20):
             for got, right in zip(pool.map(lambda job: job[0].linear(job[1]), jobs), expected, strict=True):
                 np.testing.assert_array_equal(got, right)
+
+
+def test_blas_is_limited_until_the_last_thread_is_out() -> None:
+    def threads() -> list[int]:
+        return [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
+
+    before = threads()
+    first, second = one_blas_thread(), one_blas_thread()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert set(threads()) == {1}
+    second.__exit__(None, None, None)
+    assert threads() == before
+
+
+@pytest.mark.parametrize("count", [0, -3, 1.5, "2", True])
+def test_numbers_of_threads_that_are_none(count: Any) -> None:
+    with pytest.raises(EngineError, match="a whole number from 1"):
+        set_threads(count)
+
+
+def test_many_threads_are_not_hired(resized: Crew) -> None:
+    set_threads(10_000)
+    assert resized.size <= 4 * processors()
 
 
 def test_the_crew_maps_with_any_number_of_threads(resized: Crew) -> None:

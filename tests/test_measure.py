@@ -231,11 +231,19 @@ def test_a_text_longer_than_the_learned_positions(tmp_path: Path) -> None:
         wk.measure(model, edited, ids=[ids], window=17)
 
 
-def test_windows_are_of_512(model: wk.Model) -> None:
+def test_windows_are_of_512(tmp_path: Path) -> None:
+    model = wk.open(tiny.write(tmp_path, max_position_embeddings=1024))
     ids = (np.arange(1100) * 31 % 97).tolist()
     edited = model.apply(EDITS[1])
     spans = [(0, 512, 1), (256, 768, 512), (512, 1024, 768), (768, 1100, 1024)]
     require(wk.measure(model, edited, ids=[ids]), by_windows(model, edited, ids, spans))
+
+
+def test_windows_are_no_longer_than_models_are_made_for(tmp_path: Path) -> None:
+    model = wk.open(tiny.write(tmp_path, max_position_embeddings=16))
+    ids = (np.arange(40) * 7 % 97).tolist()
+    assert wk.measure(model, model, ids=[ids]) == wk.measure(model, model, ids=[ids], window=16, overlap=8)
+    assert wk.measure(model, model, ids=[ids], window=32) != wk.measure(model, model, ids=[ids])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +253,7 @@ def test_windows_are_of_512(model: wk.Model) -> None:
         ({"window": 0}, "a window of 0 token"),
         ({"window": 8, "overlap": 0}, "overlap by 1 to 7, not by 0"),
         ({"window": 8, "overlap": 8}, "overlap by 1 to 7, not by 8"),
-        ({"overlap": 600}, "overlap by 1 to 511, not by 600"),
+        ({"overlap": 600}, "overlap by 1 to 63, not by 600"),
     ],
 )
 def test_windows_that_cannot_be(model: wk.Model, cut: dict[str, Any], message: str) -> None:

@@ -41,6 +41,10 @@ class Running:
     checkpoint: Checkpoint
     registry: Registry
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: not the engine and the tokenizer, which are made again when they are needed."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("engine", "tokenizer")}
+
     @functools.cached_property
     def engine(self) -> Engine:
         """The forward engine. Raises EngineError where the model cannot be run."""

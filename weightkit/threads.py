@@ -7,11 +7,13 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
+
+from weightkit.errors import EngineError
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +35,31 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def one_blas_thread() -> AbstractContextManager[object]:
-    """While the crew shares out the work, BLAS has one thread: more would wait for each other, and round otherwise."""
-    return _blas().limit(limits=1, user_api="blas")
+class _OneBlasThread:
+    """A limit on the whole process, which several threads may be within at once: the last one out lifts it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._limit = _blas().limit(limits=1, user_api="blas")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._limit.restore_original_limits()
+
+
+# While the crew shares out the work, BLAS has one thread: more would wait for each other, and round otherwise.
+one_blas_thread = _OneBlasThread()
 
 
 class Crew:
@@ -46,15 +70,22 @@ class Crew:
 
     def __init__(self) -> None:
         self.size = processors()
+        self.forget()
+
+    def forget(self) -> None:
+        """Have no threads yet."""
         self._lock = threading.Lock()
         self._idle: list[SimpleQueue[bool]] = []
         self._helpers: list[tuple[threading.Thread, SimpleQueue[bool]]] = []
         self._pool: ThreadPoolExecutor | None = None
 
     def resize(self, count: int | None) -> None:
-        """Work with so many threads; None for one on each processor that this process may use."""
+        """Work with so many threads; None for one on each processor that this process may use.
+
+        Many more than there are processors would only be in each other's way, and are not hired.
+        """
         self.dismiss()
-        self.size = max(1, processors() if count is None else count)
+        self.size = processors() if count is None else min(count, 4 * processors())
 
     def dismiss(self) -> None:
         """Let the helpers go; they come back when there is work."""
@@ -88,7 +119,7 @@ class Crew:
         with self._lock:
             if parts > 1 and len(self._helpers) < self.size - 1:
                 self._hire()
-            while parts > 1 and self._idle:
+            for _ in range(min(parts - 1, len(self._idle))):
                 self._idle.pop().put(True)
             desk().run(products, parts)
 
@@ -143,11 +174,13 @@ crew = Crew()
 def set_threads(count: int | None = None) -> None:
     """Run models with so many threads; None for one on each processor that this process may use.
 
-    What is computed does not depend on it.
+    What is computed does not depend on it. Raises EngineError for what is no number of threads.
     """
+    if count is not None and (type(count) is not int or count < 1):
+        raise EngineError(f"a number of threads is a whole number from 1, not {count!r}")
     crew.resize(count)
 
 
 atexit.register(crew.dismiss)  # while compiled code still lies where the helpers run it
 if hasattr(os, "register_at_fork"):  # a child has this thread only
-    os.register_at_fork(after_in_child=lambda: Crew.__init__(crew))
+    os.register_at_fork(after_in_child=crew.forget)

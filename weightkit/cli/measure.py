@@ -170,9 +170,18 @@ def _is_file(text: str) -> bool:
         return False
 
 
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_text(text: str) -> str:
     """The contents of a file, or the text itself where it does not look like a path."""
     if not _is_file(text):
+        if _is_folder(text):
+            raise UsageError(f"{text}: a folder, not a text file")
         if re.fullmatch(r"\S*[/\\]\S*|\S+\.[A-Za-z0-9]{1,5}", text):
             raise UsageError(f"{text}: no such file")
         return text

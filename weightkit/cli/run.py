@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightkit.cli.output import Json, ModelPath, Threads, UsageError, emit, open_model, parse_ids, say
+from weightkit.cli.output import NOTES, Json, ModelPath, Threads, UsageError, emit, open_model, parse_ids, say
 from weightkit.errors import printable
 from weightkit.report import units
 from weightkit.report.tables import Column, table
@@ -63,6 +63,7 @@ def run(
     opened = open_model(model)
     engine = opened.engine  # that it cannot be run at all is said first
     start = prompt if prompt is not None else parse_ids(ids or "")
+    note_length(opened, start, max_tokens or 0)
     if max_tokens is not None:
         from weightkit.engine.generate import Sampling
 
@@ -73,6 +74,13 @@ def run(
         _next(opened, start, top, json)
     else:
         _fill(opened, start, top, json)
+
+
+def note_length(model: Model, prompt: str | list[int], more: int) -> None:
+    """Note where a text may go beyond what the model was made for."""
+    most = model.engine.made_for
+    if most is not None and not model.engine.has_encoder and len(model.ids(prompt)) + more > most:
+        NOTES.append(f"this model was made for texts of up to {most:,} tokens")
 
 
 def _next(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
@@ -98,7 +106,9 @@ def _fill(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
 
 def _generate(model: Model, prompt: str | list[int], writing: Writing, top: int, json: bool) -> None:
     if not json:
-        stream(itertools.chain([writing.before], writing))
+        parts = iter(writing)
+        first = next(parts, "")  # an error stands alone, without the prompt before it
+        stream(itertools.chain([writing.before, first], parts))
         return
     text, start = writing.whole(), model.ids(prompt)
     ids = writing.ids if model.engine.has_encoder else start + writing.ids
@@ -115,10 +125,12 @@ def _after(model: Model, prompt: list[int], written: list[int], top: int) -> lis
 
 def stream(parts: Iterable[str]) -> None:
     """Print parts of a text as they come, line breaks kept and all else that acts on a terminal escaped."""
-    for part in parts:
-        sys.stdout.write("\n".join(printable(line) for line in part.split("\n")))
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    try:
+        for part in parts:
+            sys.stdout.write("\n".join(printable(line) for line in part.split("\n")))
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")  # where it breaks off, what is said of it begins a line
 
 
 def _print_table(rows: list[Token]) -> None:

@@ -55,7 +55,7 @@ class Effect:
 
 
 def _exp(nll: float) -> float:
-    return math.exp(nll) if nll < 700 else math.inf
+    return math.inf if nll >= 700 else math.exp(nll)
 
 
 def measure(
@@ -70,7 +70,7 @@ def measure(
 ) -> Effect:
     """Run both engines over texts of token ids and compare what they predict.
 
-    Long texts are cut into windows of `window` tokens (512, or as many as the models have positions), each of
+    Long texts are cut into windows of `window` tokens (512, or as many as the models were made for), each of
     which begins with the last `overlap` tokens of the one before (half a window). Raises EngineError where
     there is nothing to predict, or where the models cannot be compared.
     """
@@ -108,7 +108,7 @@ def _require_comparable(a: Engine, b: Engine) -> None:
 def _cut(a: Engine, b: Engine, window: int | None, overlap: int | None) -> Cut:
     most = min((e.most_tokens for e in (a, b) if e.most_tokens is not None), default=None)
     if window is None:
-        window = WINDOW if most is None else min(WINDOW, most)
+        window = min([WINDOW, *(e.made_for for e in (a, b) if e.made_for is not None)])
     elif most is not None and window > most:
         raise EngineError(f"a window of {window} tokens is more than the {most} positions that these models have")
     return Cut(window, window // 2 if overlap is None else overlap)

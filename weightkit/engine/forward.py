@@ -81,6 +81,11 @@ class Engine:
             return None
         return self.config.positions - (0 if self.config.pad_id is None else self.config.pad_id + 1)
 
+    @property
+    def made_for(self) -> int | None:
+        """The longest text that the model was made for, where there is such: rotations go on beyond it, to no use."""
+        return self.config.positions if self.config.position_kind == "rope" else self.most_tokens
+
     def runs_in_steps(self, tokens: int) -> bool:
         """Whether a text of so many tokens can run some at a time, with a cache, to the same result."""
         return self.continues and self._frequencies(1) == self._frequencies(tokens)

@@ -79,6 +79,10 @@ class Tokenizer:
         return [*before, *kept, *after]
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise EngineError("the text holds bytes that are not UTF-8") from None
         return list(self._call(self._tokenizer.encode, text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int]) -> str:

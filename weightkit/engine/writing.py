@@ -105,12 +105,19 @@ class Writing:
         """
         self.prompt = list(prompt)
         self.ids: list[int] = []
+        self._given: list[str] = []
         self._coming = ids
         self._stop = Stop(stop)
         self._settled = Settled(decode, context)
         self.before = self._settled.before
+        self._parts = self._written()
 
     def __iter__(self) -> Iterator[str]:
+        for part in self._parts:
+            self._given.append(part)
+            yield part
+
+    def _written(self) -> Iterator[str]:
         for token_id in self._coming:
             self.ids.append(token_id)
             if piece := self._stop.add(self._settled.add(token_id)):
@@ -122,4 +129,6 @@ class Writing:
 
     def whole(self) -> str:
         """All of it, with what was before."""
-        return self.before + "".join(self)
+        for _ in self:
+            pass
+        return self.before + "".join(self._given)

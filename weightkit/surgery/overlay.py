@@ -139,6 +139,8 @@ def apply(registry: Registry, edits: Iterable[Edit], token_id: TokenId | None = 
     Raises AddressError where an edit selects nothing, EditError where it cannot be made.
     """
     for edit in edits:
+        if not isinstance(edit, Edit):
+            raise EditError(f"{edit}: weights are edited by zero, set, scale and noise; an activation by model.trace")
         if registry.packed_as is not None:
             raise EditError(f"{edit}: the weights are packed as {registry.packed_as}, which cannot be edited")
         changed: dict[str, Source] = {}
