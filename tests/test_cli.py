@@ -223,6 +223,7 @@ def test_run_fills_masks(cli: Cli, tmp_path: Path) -> None:
     rows = [[dataclasses.asdict(row) for row in table] for table in model.fill("w7 [MASK] [MASK]", 3)]
     found = cli("run", tmp_path, "w7 [MASK] [MASK]", "--top", 3, "--json").json
     assert (found["ids"], found["next"], found["masks"]) == ([7, 96, 96], rows[0], rows)
+    assert "[MASK]" in found["text"]
     lines = cli("run", tmp_path, "w7 [MASK] [MASK]", "--top", 3).out.splitlines()
     assert [lines[0], lines[5], lines[6]] == ["mask 1 of 2", "", "mask 2 of 2"]
     assert cli("run", tmp_path, "w7 [MASK]", "--top", 3).out.splitlines()[0] == lines[1]

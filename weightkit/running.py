@@ -110,6 +110,10 @@ class Running:
         ids = self._prompt_ids(prompt)
         if self.engine.continues:
             raise EngineError("this model continues a text and fills no masks in it")
+        if self.checkpoint.tokenizer() is None:
+            raise EngineError(
+                "this model says what masked tokens are; which is its mask only a tokenizer.json could say"
+            )
         mask = self.tokenizer.mask
         masks = [place for place, token_id in enumerate(ids) if token_id == self.tokenizer.id_of(mask)]
         if not masks:

@@ -96,7 +96,8 @@ def _fill(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
     tables = model.fill(prompt, top)
     if json:
         ids = model.ids(prompt)
-        emit("run", text=model.decode(ids), ids=ids, next=tables[0], masks=tables)
+        text = prompt if isinstance(prompt, str) else model.decode(ids)  # which leaves out the masks
+        emit("run", text=text, ids=ids, next=tables[0], masks=tables)
         return
     for number, rows in enumerate(tables, 1):
         if len(tables) > 1:
