@@ -54,6 +54,15 @@ T5 = {
     "vocab_size": V,
     "relative_attention_num_buckets": 8,
 }
+OPT: dict[str, Any] = {
+    "hidden_size": D,
+    "ffn_dim": I,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "vocab_size": V,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": D,
+}
 SHARED = {"moe_intermediate_size": 32, "num_experts": 6, "num_experts_per_tok": 2}
 
 # variant: (model_type, keyword arguments of its config class)
@@ -78,45 +87,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {**BERT}),
     "gpt_neox-nobias": ("gpt_neox", {**BERT, "attention_bias": False}),
     "gptj": ("gptj", {**GPT, "rotary_dim": 4}),
-    "opt": (
-        "opt",
-        {
-            "hidden_size": D,
-            "ffn_dim": I,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "vocab_size": V,
-            "max_position_embeddings": 64,
-            "word_embed_proj_dim": D,
-        },
-    ),
-    "opt-350m": (
-        "opt",
-        {
-            "hidden_size": D,
-            "ffn_dim": I,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "vocab_size": V,
-            "max_position_embeddings": 64,
-            "word_embed_proj_dim": 24,
-            "do_layer_norm_before": False,
-        },
-    ),
-    "opt-nobias": (
-        "opt",
-        {
-            "hidden_size": D,
-            "ffn_dim": I,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "vocab_size": V,
-            "max_position_embeddings": 64,
-            "word_embed_proj_dim": D,
-            "enable_bias": False,
-            "layer_norm_elementwise_affine": False,
-        },
-    ),
+    "opt": ("opt", OPT),
+    "opt-350m": ("opt", {**OPT, "word_embed_proj_dim": 24, "do_layer_norm_before": False}),
+    "opt-nobias": ("opt", {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False}),
     "bloom": ("bloom", {"hidden_size": D, "n_layer": LAYERS, "n_head": 4, "vocab_size": V}),
     "mpt": ("mpt", {"d_model": D, "n_heads": 4, "n_layers": LAYERS, "vocab_size": V, "max_seq_len": 64}),
     "llama": ("llama", LLAMA),

@@ -63,40 +63,40 @@ def run(
     opened = open_model(model)
     engine = opened.engine  # that it cannot be run at all is said first
     start = prompt if prompt is not None else parse_ids(ids or "")
-    note_length(opened, start, max_tokens or 0)
     if max_tokens is not None:
         from weightkit.engine.generate import Sampling
 
         sampling = Sampling(temperature, top_k, top_p, seed)
         writing = opened.write(start, max_tokens, sampling, stop=stop or (), ignore_eos=ignore_eos)
-        _generate(opened, start, writing, top, json)
-    elif engine.continues:
-        _next(opened, start, top, json)
+        _note_length(opened, len(writing.prompt) + max_tokens)
+        _generate(opened, writing, top, json)
+        return
+    prompt_ids = opened.ids(start)
+    _note_length(opened, len(prompt_ids))
+    if engine.continues:
+        _next(opened, prompt_ids, top, json)
     else:
-        _fill(opened, start, top, json)
+        _fill(opened, prompt if prompt is not None else opened.decode(prompt_ids), prompt_ids, top, json)
 
 
-def note_length(model: Model, prompt: str | list[int], more: int) -> None:
+def _note_length(model: Model, tokens: int) -> None:
     """Note where a text may go beyond what the model was made for."""
     most = model.engine.made_for
-    if most is not None and not model.engine.has_encoder and len(model.ids(prompt)) + more > most:
+    if most is not None and not model.engine.has_encoder and tokens > most:
         NOTES.append(f"this model was made for texts of up to {most:,} tokens")
 
 
-def _next(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
-    rows = model.next_tokens(prompt, top)
+def _next(model: Model, ids: list[int], top: int, json: bool) -> None:
+    rows = model.next_tokens(ids, top)
     if json:
-        ids = model.ids(prompt)
         emit("run", text=model.decode(ids), ids=ids, next=rows)
     else:
         _print_table(rows)
 
 
-def _fill(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
-    tables = model.fill(prompt, top)
+def _fill(model: Model, text: str, ids: list[int], top: int, json: bool) -> None:
+    tables = model.fill(ids, top)
     if json:
-        ids = model.ids(prompt)
-        text = prompt if isinstance(prompt, str) else model.decode(ids)  # which leaves out the masks
         emit("run", text=text, ids=ids, next=tables[0], masks=tables)
         return
     for number, rows in enumerate(tables, 1):
@@ -105,13 +105,13 @@ def _fill(model: Model, prompt: str | list[int], top: int, json: bool) -> None:
         _print_table(rows)
 
 
-def _generate(model: Model, prompt: str | list[int], writing: Writing, top: int, json: bool) -> None:
+def _generate(model: Model, writing: Writing, top: int, json: bool) -> None:
     if not json:
         parts = iter(writing)
         first = next(parts, "")  # an error stands alone, without the prompt before it
         stream(itertools.chain([writing.before, first], parts))
         return
-    text, start = writing.whole(), model.ids(prompt)
+    text, start = writing.whole(), writing.prompt
     ids = writing.ids if model.engine.has_encoder else start + writing.ids
     emit("run", text=text, ids=ids, next=_after(model, start, writing.ids, top), prompt_tokens=len(start))
 

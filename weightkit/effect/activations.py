@@ -44,7 +44,7 @@ def _all(engine: Engine) -> Iterator[tuple[str, Axes]]:
         yield "encoder.norm", STREAM
     stack = engine.stack
     yield f"{stack}embed", STREAM
-    for layer in range(config.stack(stack.rstrip("."))):
+    for layer in range(engine.layers):
         yield from _layer(engine, f"{stack}layers.{layer}", layer)
     yield f"{stack}norm", STREAM
     yield "logits", ("position", "token")

@@ -61,7 +61,7 @@ def contributions(engine: Engine, text: Text, tokens: Sequence[int] | None = Non
         )
     wanted = None if tokens is None else engine.ids(tokens)[0]
     found = trace(engine, text, [f"{stack}embed", f"{stack}layers.*.*.out", f"{stack}layers.-1.out"])
-    last = found[f"{stack}layers.{config.stack(stack.rstrip('.')) - 1}.out"]
+    last = found[f"{stack}layers.{engine.layers - 1}.out"]
     normed = _frozen_norm(engine, last, f"{stack}norm")
     bias = engine.weights.get(f"{stack}norm.bias")
     nothing = np.zeros_like(last[:1])

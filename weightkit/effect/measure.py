@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ def measure(
     drift: int | None = None
     done = 0
     for part in windows(texts, cut, encoder=a.has_encoder):
-        taps = _Digests(drift), _Digests(drift)
+        taps = _Digests(a, drift), _Digests(b, drift)
         pairs = zip(predictions(a, part, masks, taps[0]), predictions(b, part, masks, taps[1]), strict=True)
         for (places, x), (_, y) in pairs:
             total.add(part, places, x, y)
@@ -166,30 +165,22 @@ class _Digests:
     Once two runs were seen to part after some layer, only the layers before it are still of interest.
     """
 
-    def __init__(self, before: int | None) -> None:
+    def __init__(self, engine: Engine, before: int | None) -> None:
         self.kept: dict[int, list[bytes]] = defaultdict(list)  # by layer
-        self._before = before
+        stack, layers = engine.stack, range(engine.layers if before is None else before)
+        self._wanted = {f"{stack}layers.{layer}.out": layer for layer in layers}
+        if layers:
+            self._wanted[f"{stack}embed"] = 0  # what goes into the first layer counts as its
 
     def __call__(self, address: str, x: F32) -> F32:
-        layer = _layer(address)
-        if layer is not None and self._is_open(layer):
+        if self.wants(address):
             bits = np.where(np.isnan(x), np.float32(np.nan), x) + np.float32(0)  # one NaN, and one zero
             digest = hashlib.blake2b(np.ascontiguousarray(bits).data, digest_size=16)
-            self.kept[layer].append(digest.digest() + bytes(str(x.shape), "ascii"))
+            self.kept[self._wanted[address]].append(digest.digest() + bytes(str(x.shape), "ascii"))
         return x
 
     def wants(self, address: str) -> bool:
-        layer = _layer(address)
-        return layer is not None and self._is_open(layer)
-
-    def _is_open(self, layer: int) -> bool:
-        return self._before is None or layer < self._before
-
-
-def _layer(address: str) -> int | None:
-    """The layer after which a residual stream is met; what goes into the first one counts as its."""
-    found = re.fullmatch(r"(?:decoder\.)?(?:embed|layers\.(\d+)\.out)", address)
-    return int(found[1] or 0) if found else None
+        return address in self._wanted
 
 
 def _first(a: dict[int, list[bytes]], b: dict[int, list[bytes]], before: int | None) -> int | None:

@@ -65,6 +65,11 @@ class Engine:
         return "decoder." if self.has_encoder else ""
 
     @property
+    def layers(self) -> int:
+        """How many layers its stack has, which writes the text."""
+        return self.config.decoder_layers if self.has_encoder else self.config.layers
+
+    @property
     def continues(self) -> bool:
         """Whether it says what comes next; a masked language model says what is where."""
         return self.architecture.causal
@@ -122,13 +127,13 @@ class Engine:
         with an encoder reads; `ids` are then those of its decoder.
         """
         with _running():
-            x = self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap)
+            x = self._hidden(ids, cache, source, tap)
             return self._head(x[:, -1:] if last else x, tap)
 
     def run(self, ids: Any, tap: Tap, cache: Cache | None = None, *, source: F32 | None = None) -> None:
         """What `logits` does, for the sake of what passes the tap: logits are made only where it wants them."""
         with _running():
-            x = self._hidden(self.ids(ids), Cache() if cache is None else cache, source, tap)
+            x = self._hidden(ids, cache, source, tap)
             if tap.wants("logits"):
                 self._head(x, tap)
 
@@ -140,7 +145,7 @@ class Engine:
         [t], [n] -> [some of n, vocab]
         """
         with _running():
-            x = self._hidden(self.ids(ids), Cache(), source, tap)[:, places]
+            x = self._hidden(ids, None, source, tap)[:, places]
         step = max(1, LOGITS_BYTES // (4 * self.config.vocab))
         for at in range(0, x.shape[1], step):
             with _running():
@@ -176,8 +181,9 @@ class Engine:
                 x = self.block(x, f"encoder.layers.{layer}", layer, run)
             return tap("encoder.norm", self.block.norm(x, "encoder.norm"))
 
-    def _hidden(self, ids: Ids, cache: Cache, source: F32 | None, tap: Tap) -> F32:
+    def _hidden(self, ids: Any, cache: Cache | None, source: F32 | None, tap: Tap) -> F32:
         """The normed output of the last block for the tokens of `ids`, [b, t] -> [b, t, width]."""
+        ids, cache = self.ids(ids), Cache() if cache is None else cache
         if len(cache) and len(ids) != len(cache.ids):
             raise EngineError(f"the cache holds {len(cache.ids)} sequences, not {len(ids)}")
         if self.has_encoder and source is None:
@@ -195,7 +201,7 @@ class Engine:
         )
         at = self.stack
         x = tap(f"{at}embed", self._embed(ids, len(cache)))
-        for layer in range(self.config.stack(at.rstrip("."))):
+        for layer in range(self.layers):
             x = self.block(x, f"{at}layers.{layer}", layer, run)
         cache.ids = np.concatenate((cache.ids, ids), axis=1) if len(cache) else ids
         return tap(f"{at}norm", self.block.norm(x[:, -new:], f"{at}norm"))

@@ -69,7 +69,7 @@ class Tokenizer:
         """
         low, stop = max(0, at - MARGIN), at + PIECE
         seen = text[low : stop + MARGIN]
-        found = self._call(self._tokenizer.encode, seen, add_special_tokens=special)
+        found = self._encoding(seen, add_special_tokens=special)
         own = [i for i, is_added in enumerate(found.special_tokens_mask) if not is_added]
         if seen.strip() and (not own or found.offsets[own[-1]][1] < len(seen.rstrip())):
             return None
@@ -79,11 +79,15 @@ class Tokenizer:
         return [*before, *kept, *after]
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(self._encoding(text, add_special_tokens=add_special_tokens).ids)
+
+    def _encoding(self, text: str, *, add_special_tokens: bool) -> Any:
+        """What the tokenizers package makes of a text: ids, and where each is from."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise EngineError("the text holds bytes that are not UTF-8") from None
-        return list(self._call(self._tokenizer.encode, text, add_special_tokens=add_special_tokens).ids)
+        return self._call(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens left out."""

@@ -36,6 +36,10 @@ class Said:
         numbers = [n for n in value.numbers()[:10_000] if type(n) is int]
         return max(numbers, default=None)
 
+    def named(self, keys: Mapping[str, str]) -> Fields:
+        """The values of some keys that are there, by the names that a config.json has for them."""
+        return {name: value for key, name in keys.items() if (value := self.get(key)) is not None}
+
     def has(self, *names: str) -> bool:
         """Whether one of these tensors is in the file."""
         return any(name in self.tensors for name in names)
@@ -99,7 +103,7 @@ def _granite(said: Said, _: Fields) -> Fields:
         "residual_scale": "residual_multiplier",
         "logit_scale": "logits_scaling",
     }
-    return {name: value for key, name in keys.items() if (value := said.get(key)) is not None}
+    return said.named(keys)
 
 
 def _cohere(said: Said, _: Fields) -> Fields:
@@ -216,7 +220,7 @@ def _mamba(said: Said, _: Fields) -> Fields:
     }
     # Falcon Mamba has norms besides, which have no weights: nothing else in its files tells.
     kind: Fields = {"model_type": "falcon_mamba"} if said.get("ssm.dt_b_c_rms") else {}
-    return kind | {name: value for key, name in keys.items() if (value := said.get(key)) is not None}
+    return kind | said.named(keys)
 
 
 def _bert(said: Said, _: Fields) -> Fields:
