@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,24 +102,27 @@ def available() -> bool:
     return True
 
 
-def by_rows(function: Callable[..., Array], *arrays: Array) -> Array:
-    """A function of arrays [..., d], number by number, of which threads take some rows each where there are many."""
-    if arrays[0].size < 1 << 16:
-        return function(*arrays)
-    flat = [array.reshape(-1, array.shape[-1]) for array in arrays]
-    step = max(1, (1 << 16) // flat[0].shape[1])
-    out = np.empty_like(flat[0])
+@functools.cache
+def _kernel(form: str, kind: str) -> int:
+    from weightkit.compiled import kernel
 
-    def some(first: int) -> None:
-        out[first : first + step] = function(*(array[first : first + step] for array in flat))
+    return kernel(form, kind)
 
-    crew.map(some, range(0, len(out), step))
-    return out.reshape(arrays[0].shape)
+
+@functools.cache
+def _bits(number: float) -> int:
+    """A float32, as the arguments of a job have it."""
+    return int(np.float32(number).view(np.int32))
+
+
+def _do(form: str, kind: str, total: int, step: int, *arguments: int) -> None:
+    """A job whose parts are `step` of the total each."""
+    crew.run([[_kernel(form, kind), step, total, *arguments]], -(-total // step))
 
 
 def _address(array: Array) -> int:
     """Where the numbers of an array are; for one that can be written the short way, a third of the long one."""
-    if array.flags.carray:  # writeable as well
+    if array.flags.carray and array.size:  # writeable as well
         return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
     return int(array.ctypes.data)
 
@@ -198,3 +201,85 @@ def multiply(x: Array, matrices: Sequence[Matrix]) -> list[Array]:  # [r, in] ->
     products = [matrix.product(x_at, y) for matrix, y in zip(matrices, found, strict=True)]
     crew.run(products, sum(matrix.parts for matrix in matrices))
     return found
+
+
+# ── what a block does between its matrices ─────────────────────────────────────────────────────────────
+
+PART_NUMBERS = 1 << 14  # that a thread takes at a time
+GATES = ("silu", "gelu_tanh", "quick_gelu")  # activations that are x · sigmoid of something
+
+
+def _plain(x: Array) -> Array:
+    """The array itself, or a copy whose numbers lie side by side."""
+    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+
+
+def norm(x: Array, w: Array, b: Array | None, eps: float) -> Array:  # [..., d], [d], [d] -> [..., d]
+    """x / √(mean x² + eps) · w; with b, of x less its mean, and plus b. All are float32."""
+    x, w = _plain(x), _plain(w)
+    y, width = np.empty_like(x), x.shape[-1]
+    shift = 0 if b is None else _address(b := _plain(b))
+    step = max(1, PART_NUMBERS // width)
+    to = (_address(x), width, _address(w), shift, _bits(eps), _address(y))
+    _do("norm", "rms" if b is None else "layer", x.size // width, step, *to)
+    return y
+
+
+def activate(kind: str, x: Array, up: Array | None = None) -> Array:  # [...] -> [...]
+    """One of GATES of float32, times `up`."""
+    x = _plain(x)
+    y = np.empty_like(x)
+    if up is None:
+        _do("activate", kind, x.size, PART_NUMBERS, _address(x), 0, _address(y))
+    else:
+        up = _plain(up)
+        _do("gate", kind, x.size, PART_NUMBERS, _address(x), _address(up), _address(y))
+    return y
+
+
+def softmax(x: Array) -> None:  # [..., n]
+    """The softmax over the last axis of float32 that lie side by side, where they are; by this thread alone."""
+    from weightkit.compiled import direct
+
+    n = x.shape[-1]
+    direct("softmax", "F32")((ctypes.c_int64 * 5)(0, 0, 0, _address(x), n), 0, x.size // n)
+
+
+def turn(x: Array, cos: Array, sin: Array, *, interleaved: bool) -> Array:  # [b, heads, t, d], [t, half] twice
+    """Pairs of the first dimensions of each head turned, as positions.rotate does; those of a head lie together."""
+    y = np.empty(x.shape, np.float32)
+    batch, heads, tokens, d = x.shape
+    strides, half = x.strides[:3], cos.shape[1]
+    to = (_address(x), heads, *strides, tokens, d, _address(cos), _address(sin), half, _address(y))
+    _do("turn", "pairs" if interleaved else "halves", batch * heads, max(1, PART_NUMBERS // (tokens * d)), *to)
+    return y
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a token is among those before it: it sees from `start` to itself, and turns by these angles, [1, half]."""
+
+    at: int
+    start: int
+    turn: tuple[Array, Array] | None = None
+    interleaved: bool = False
+
+
+def attend(new: Sequence[Array], kept: tuple[Array, Array], scale: float, place: Place) -> Array:  # -> [b, heads · e]
+    """Attention of one token in each of b sequences, whose key and value join those that are kept.
+
+    `new` are queries [b, heads, 1, d], keys [b, kv_heads, 1, d] and values [b, kv_heads, 1, e], not turned yet;
+    `kept` have room for them, [b, kv_heads, room, d] and [b, kv_heads, room, e]. All are float32.
+    """
+    q, k, v = map(_plain, new)
+    keys, values = kept
+    (batch, heads, _, d), (kv_heads, room, e) = q.shape, values.shape[1:]
+    turn = (0, 0, 0) if place.turn is None else (*map(_address, place.turn), place.turn[0].shape[1])
+    scratch = np.empty((batch * kv_heads, d + place.at + 1 - place.start), np.float32)
+    y = np.empty((batch, heads * e), np.float32)
+    to = (
+        *map(_address, (q, k, v)), *turn, _address(keys), 4 * room * d, _address(values), 4 * room * e, d, e,
+        heads // kv_heads, place.start, place.at, _bits(scale), _address(scratch), scratch.strides[0], _address(y),
+    )  # fmt: skip
+    _do("attend", "pairs" if place.interleaved else "halves", batch * kv_heads, 1, *to)
+    return y

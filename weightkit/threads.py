@@ -13,6 +13,9 @@ from contextvars import copy_context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from weightkit.dtypes import Array
 from weightkit.errors import EngineError
 
 if TYPE_CHECKING:
@@ -143,18 +146,16 @@ class Desk:
 
     def __init__(self) -> None:
         from weightkit import compiled
-        from weightkit.compiled.loops import ARGUMENTS
 
         self._numbers = (ctypes.c_int64 * compiled.DESK)()
-        starts = [compiled.FIRST_ARGUMENT + i * compiled.ARGUMENT_STEP for i in range(compiled.MOST_PRODUCTS)]
-        self._places = [slice(start, start + len(ARGUMENTS)) for start in starts]
+        self._starts = [compiled.FIRST_ARGUMENT + i * compiled.ARGUMENT_STEP for i in range(compiled.MOST_PRODUCTS)]
         self._address = ctypes.addressof(self._numbers)
         self._run, self._share = compiled.sharing()
 
     def run(self, products: Sequence[list[Any]], parts: int) -> None:
         """Do a job."""
-        for place, arguments in zip(self._places, products, strict=False):
-            self._numbers[place] = arguments
+        for start, arguments in zip(self._starts, products, strict=False):
+            self._numbers[start : start + len(arguments)] = arguments
         self._run(self._address, parts)
 
     def share(self, patience: int) -> None:
@@ -179,6 +180,21 @@ def set_threads(count: int | None = None) -> None:
     if count is not None and (type(count) is not int or count < 1):
         raise EngineError(f"a number of threads is a whole number from 1, not {count!r}")
     crew.resize(count)
+
+
+def by_rows(function: Callable[..., Array], *arrays: Array) -> Array:
+    """A function of arrays [..., d], number by number, of which threads take some rows each where there are many."""
+    if arrays[0].size < 1 << 16:
+        return function(*arrays)
+    flat = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    step = max(1, (1 << 16) // flat[0].shape[1])
+    out = np.empty_like(flat[0])
+
+    def some(first: int) -> None:
+        out[first : first + step] = function(*(array[first : first + step] for array in flat))
+
+    crew.map(some, range(0, len(out), step))
+    return out.reshape(arrays[0].shape)
 
 
 atexit.register(crew.dismiss)  # while compiled code still lies where the helpers run it

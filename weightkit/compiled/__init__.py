@@ -1,4 +1,4 @@
-"""The inner loops of the engine, made for the machine it runs on: stored weights times vectors, and widening.
+"""The inner loops of the engine, made for the machine it runs on: stored weights times vectors, and all between.
 
 They are written as code of LLVM and compiled when one is first needed, which takes a fraction of a second
 and leaves no files; nothing imports this room before. A loop over the numbers of a row is a loop over
@@ -17,15 +17,17 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from weightkit.compiled.loops import FORMS, Job
+from weightkit.compiled import loops, steps
+from weightkit.compiled.loops import Job
 from weightkit.compiled.numbers import I64, POINTER, VOID
 
 # ── sharing a job: its parts are handed out one by one, to whoever asks ────────────────────────────────
 
 # A desk is 64 integers: what is to hand out at 0, parts done at 8, parts in all at 9, then from 16 on one, two or
-# three products with their ARGUMENTS, 16 integers each. What is to hand out is (the number of the job) · 2^24 + parts
-# left. The arguments do not change while a part is taken, for the job does not end without it. `share` does parts
-# until there was nothing to do for so many turns; `run` does a job with who else shares.
+# three products with their arguments, 16 integers each, or one other job with as many as there is room for. What is
+# to hand out is (the number of the job) · 2^24 + parts left. The arguments do not change while a part is taken, for
+# the job does not end without it. `share` does parts until there was nothing to do for so many turns; `run` does a
+# job with who else shares.
 DESK, FIRST_ARGUMENT, ARGUMENT_STEP = 64, 16, 16
 MOST_PRODUCTS = 3
 _SHARING = """
@@ -136,6 +138,7 @@ def _machine() -> Any:
     return llvm.Target.from_default_triple().create_target_machine(llvm.get_host_cpu_name(), features, opt=3)
 
 
+_FORMS = {**loops.FORMS, **steps.FORMS}
 _engines: list[Any] = []  # whose code is in use
 
 
@@ -143,6 +146,7 @@ def _compile(text: str, *names: str) -> list[int]:
     """The addresses of functions in a text of LLVM."""
     module = llvm.parse_assembly(text)
     options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False  # it is all vectors
     builder = llvm.create_pass_builder(_machine(), options)
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, _machine())
@@ -153,12 +157,13 @@ def _compile(text: str, *names: str) -> list[int]:
 
 @functools.cache
 def kernel(form: str, kind: str) -> int:
-    """The address of the kernel of a form for a type of weights, compiled when it is first asked for."""
+    """The address of the kernel of a form for a type of weights or a function, compiled when first asked for."""
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(VOID, [POINTER, I64, I64]), form)
     b = ir.IRBuilder(function.append_basic_block())
     address, first, last = function.args
-    FORMS[form](b, kind, Job(b, b.ptrtoint(address, I64)), first, last)
+    names, write = _FORMS[form]
+    write(b, kind, Job(b, b.ptrtoint(address, I64), names), first, last)
     b.ret_void()
     return _compile(str(module), form)[0]
 

@@ -1,4 +1,4 @@
-"""The loops that are compiled, written with the builder of LLVM: over rows, over the numbers of a row."""
+"""The loops over matrices, written with the builder of LLVM: over rows, over the numbers of a row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GROUP = 8  # rows of a transposed matrix that are summed before they are added t
 # ── loops over the numbers of a row ────────────────────────────────────────────────────────────────────
 
 
-def _loop(b: Value, start: Value, stop: Value, step: int, body: Callable[[Value], None]) -> None:
+def loop(b: Value, start: Value, stop: Value, step: int, body: Callable[[Value], None]) -> None:
     """`body(index)` from `start` to before `stop`."""
     before = b.block
     test, inside, after = (b.append_basic_block() for _ in range(3))
@@ -47,31 +47,32 @@ def _loop(b: Value, start: Value, stop: Value, step: int, body: Callable[[Value]
     b.position_at_end(after)
 
 
-def _each(b: Value, kind: str, n: Value, body: Callable[[Value, int], None]) -> None:
+def each(b: Value, kind: str, n: Value, body: Callable[[Value, int], None]) -> None:
     """`body(index, lanes)` for all numbers of a row, LANES at a time, then one by one; blocks leave none over."""
     whole = b.and_(n, I64(-LANES))
-    _loop(b, I64(0), whole, LANES, lambda index: body(index, LANES))
+    loop(b, I64(0), whole, LANES, lambda index: body(index, LANES))
     if BLOCKS[kind][0] == 1:
-        _loop(b, whole, n, 1, lambda index: body(index, 1))
+        loop(b, whole, n, 1, lambda index: body(index, 1))
 
 
-def _at(b: Value, kind: str, row: Value, index: Value) -> Value:
+def place(b: Value, kind: str, row: Value, index: Value) -> Value:
     """The address of a number in a row of weights, or of its block."""
     count, size = BLOCKS[kind]
     return b.add(row, b.mul(b.udiv(index, I64(count)), I64(size)))
 
 
-def _total(b: Value, value: Value) -> Value:
-    """The sum of all lanes, halves upon halves."""
+def total(b: Value, value: Value, join: Callable[[Value, Value], Value] | None = None) -> Value:
+    """The sum of all lanes, halves upon halves; or what else two numbers are joined to."""
+    join = join or b.fadd
     lanes = value.type.count
     while lanes > 1:
         lanes //= 2
         low, high = (ir.Constant(vector(I32, lanes), list(range(at, at + lanes))) for at in (0, lanes))
-        value = b.fadd(b.shuffle_vector(value, value, low), b.shuffle_vector(value, value, high))
+        value = join(b.shuffle_vector(value, value, low), b.shuffle_vector(value, value, high))
     return value
 
 
-def _variable(b: Value, value: Value) -> Value:
+def variable(b: Value, value: Value) -> Value:
     """A place that holds a value and can be given others."""
     with b.goto_entry_block():
         place = b.alloca(value.type)
@@ -79,57 +80,65 @@ def _variable(b: Value, value: Value) -> Value:
     return place
 
 
-# ── kernels: each does the part `first` to `last` of a job, whose numbers are in ARGUMENTS ──────────────
+# ── kernels: each does the part `first` to `last` of a job, in whose arguments it finds everything ──────
 
-# Matrices are addresses, and bytes from row to row. Row j of w is row j % run of the run j // run, as in a
-# fused tensor; all other matrices are one run.
-ARGUMENTS = ("kernel", "step", "total", "x", "x_step", "rows", "n", "w", "w_step", "run", "run_step", "y", "y_step")
+SHARED = ("kernel", "step", "total")  # what all jobs begin with: the kernel, how much a part is, and all of it
 
 
 class Job:
-    """The arguments of a job, as the kernel reads them at its start."""
+    """The arguments of a job by name, as the kernel reads them at its start."""
 
-    def __init__(self, b: Value, address: Value) -> None:
-        self._numbers = {name: load(b, b.add(address, I64(8 * i)), I64) for i, name in enumerate(ARGUMENTS)}
+    def __init__(self, b: Value, address: Value, names: tuple[str, ...]) -> None:
+        self._numbers = {name: load(b, b.add(address, I64(8 * i)), I64) for i, name in enumerate(names)}
 
     def __getattr__(self, name: str) -> Value:
         return self._numbers[name]
 
-    def row(self, b: Value, j: Value) -> Value:
-        """The address of a row of the weights."""
-        across, within = b.udiv(j, self.run), b.urem(j, self.run)
-        return b.add(self.w, b.add(b.mul(across, self.run_step), b.mul(within, self.w_step)))
+    def float32(self, b: Value, name: str) -> Value:
+        """An argument that is the bits of a float32."""
+        return b.bitcast(b.trunc(self._numbers[name], I32), FLOAT)
+
+
+# Matrices are addresses, and bytes from row to row. Row j of w is row j % run of the run j // run, as in a
+# fused tensor; all other matrices are one run.
+MATRICES = (*SHARED, "x", "x_step", "rows", "n", "w", "w_step", "run", "run_step", "y", "y_step")
+
+
+def _row(b: Value, job: Job, j: Value) -> Value:
+    """The address of a row of the weights."""
+    across, within = b.udiv(j, job.run), b.urem(j, job.run)
+    return b.add(job.w, b.add(b.mul(across, job.run_step), b.mul(within, job.w_step)))
 
 
 def _dots(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
     """y[i, j] = Σ w[j, k] · x[i, k] for the rows `first` to `last` of w and all rows of x, two at a time."""
 
     def dot(count: int, w: Value, i: Value, j: Value) -> None:
-        places = [b.add(i, I64(more)) for more in range(count)]
-        xs = [b.add(job.x, b.mul(place, job.x_step)) for place in places]
-        sums = {lanes: [_variable(b, constant(vector(FLOAT, lanes), 0.0)) for _ in xs] for lanes in (LANES, 1)}
+        turns = [b.add(i, I64(more)) for more in range(count)]
+        xs = [b.add(job.x, b.mul(turn, job.x_step)) for turn in turns]
+        sums = {lanes: [variable(b, constant(vector(FLOAT, lanes), 0.0)) for _ in xs] for lanes in (LANES, 1)}
 
         def add(index: Value, lanes: int) -> None:
-            at = _at(b, kind, w, index)
+            at = place(b, kind, w, index)
             if lanes > 1:
                 prefetch(b, b.add(at, I64(AHEAD)))
             weights = KINDS[kind](b, at, lanes)
             for x, sum in zip(xs, sums[lanes], strict=True):
-                value = fma(b, weights, widen_f32(b, _at(b, "F32", x, index), lanes), b.load(sum, typ=weights.type))
+                value = fma(b, weights, widen_f32(b, place(b, "F32", x, index), lanes), b.load(sum, typ=weights.type))
                 b.store(value, sum)
 
-        _each(b, kind, job.n, add)
-        for place, most, rest in zip(places, sums[LANES], sums[1], strict=True):
-            total = _total(b, b.load(most, typ=vector(FLOAT, LANES)))
-            total = b.fadd(total, b.load(rest, typ=vector(FLOAT, 1)))
-            store(b, total, b.add(b.add(job.y, b.mul(place, job.y_step)), b.mul(j, I64(4))))
+        each(b, kind, job.n, add)
+        for turn, most, rest in zip(turns, sums[LANES], sums[1], strict=True):
+            whole = total(b, b.load(most, typ=vector(FLOAT, LANES)))
+            whole = b.fadd(whole, b.load(rest, typ=vector(FLOAT, 1)))
+            store(b, whole, b.add(b.add(job.y, b.mul(turn, job.y_step)), b.mul(j, I64(4))))
 
     def each_row(count: int, i: Value) -> None:
-        _loop(b, first, last, 1, lambda j: dot(count, job.row(b, j), i, j))
+        loop(b, first, last, 1, lambda j: dot(count, _row(b, job, j), i, j))
 
     pairs = b.and_(job.rows, I64(-2))  # of x, which stay in the cache while the rows of w go by
-    _loop(b, I64(0), pairs, 2, lambda i: each_row(2, i))
-    _loop(b, pairs, job.rows, 1, lambda i: each_row(1, i))
+    loop(b, I64(0), pairs, 2, lambda i: each_row(2, i))
+    loop(b, pairs, job.rows, 1, lambda i: each_row(1, i))
 
 
 def _columns(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
@@ -140,37 +149,38 @@ def _columns(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
         x = b.add(b.add(job.x, b.mul(i, job.x_step)), b.mul(j, I64(4)))
         y = b.add(b.add(job.y, b.mul(i, job.y_step)), b.mul(first, I64(4)))
         factors = [b.extract_element(widen_f32(b, b.add(x, I64(4 * more)), 1), I32(0)) for more in range(count)]
-        rows = [b.add(job.row(b, b.add(j, I64(more))), b.mul(first, I64(size))) for more in range(count)]
+        rows = [b.add(_row(b, job, b.add(j, I64(more))), b.mul(first, I64(size))) for more in range(count)]
 
         def add(index: Value, lanes: int) -> None:
             sum = constant(vector(FLOAT, lanes), 0.0)
             for row, factor in zip(rows, factors, strict=True):
-                sum = fma(b, KINDS[kind](b, _at(b, kind, row, index), lanes), splat(b, factor, lanes), sum)
-            at = _at(b, "F32", y, index)
+                sum = fma(b, KINDS[kind](b, place(b, kind, row, index), lanes), splat(b, factor, lanes), sum)
+            at = place(b, "F32", y, index)
             store(b, b.fadd(sum, widen_f32(b, at, lanes)), at)
 
-        _each(b, kind, n, add)
+        each(b, kind, n, add)
 
     def each_row(i: Value) -> None:
         groups = b.and_(job.n, I64(-GROUP))
-        _loop(b, I64(0), groups, GROUP, lambda j: some(GROUP, i, j))
-        _loop(b, groups, job.n, 1, lambda j: some(1, i, j))
+        loop(b, I64(0), groups, GROUP, lambda j: some(GROUP, i, j))
+        loop(b, groups, job.n, 1, lambda j: some(1, i, j))
 
-    _loop(b, I64(0), job.rows, 1, each_row)
+    loop(b, I64(0), job.rows, 1, each_row)
 
 
 def _wide(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
     """y[j, k] = w[j, k] for the rows `first` to `last`."""
 
     def each_row(j: Value) -> None:
-        w, y = job.row(b, j), b.add(job.y, b.mul(j, job.y_step))
+        w, y = _row(b, job, j), b.add(job.y, b.mul(j, job.y_step))
 
         def copy(index: Value, lanes: int) -> None:
-            store(b, KINDS[kind](b, _at(b, kind, w, index), lanes), _at(b, "F32", y, index))
+            store(b, KINDS[kind](b, place(b, kind, w, index), lanes), place(b, "F32", y, index))
 
-        _each(b, kind, job.n, copy)
+        each(b, kind, job.n, copy)
 
-    _loop(b, first, last, 1, each_row)
+    loop(b, first, last, 1, each_row)
 
 
-FORMS = {"dots": _dots, "columns": _columns, "wide": _wide}
+Form = tuple[tuple[str, ...], Callable[[Value, str, Job, Value, Value], None]]
+FORMS: dict[str, Form] = {"dots": (MATRICES, _dots), "columns": (MATRICES, _columns), "wide": (MATRICES, _wide)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,31 @@ def splat(b: Value, number: Value, lanes: int) -> Value:
 def fma(b: Value, x: Value, y: Value, sum: Value) -> Value:
     """x · y + sum, in one instruction where the machine has it."""
     return b.fadd(b.fmul(x, y, flags=("contract",)), sum, flags=("contract",))
+
+
+def exp(b: Value, x: Value) -> Value:
+    """e^x to about float32 accuracy; 0 below what has its full precision, infinity where it is nearly that.
+
+    2^n e^r with n = x / ln 2 to the nearest whole number. Source: the polynomial of expf in Cephes.
+    """
+    number = functools.partial(constant, x.type)
+    shift = number(1.5 * 2**23)  # in a sum with it the last bits are a whole number
+    shifted = fma(b, x, number(1 / math.log(2)), shift)
+    n = b.fsub(shifted, shift)
+    r = fma(b, n, number(-0.693359375), x)
+    r = fma(b, n, number(2.12194440e-4), r)
+    power = number(1.9875691500e-4)
+    for coefficient in _EXP:
+        power = fma(b, power, r, number(coefficient))
+    power = fma(b, b.fmul(r, r), power, b.fadd(r, number(1)))
+    whole = vector(I32, x.type.count)
+    exponent = b.shl(b.add(b.bitcast(shifted, whole), constant(whole, 127)), constant(whole, 23))
+    result = b.fmul(power, b.bitcast(exponent, x.type))
+    result = b.select(b.fcmp_ordered("<", x, number(-87.3)), number(0), result)
+    return b.select(b.fcmp_ordered(">", x, number(88.3)), number(math.inf), result)
+
+
+_EXP = (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)  # highest power first
 
 
 # ── stored weights to float32, `lanes` at a time ───────────────────────────────────────────────────────

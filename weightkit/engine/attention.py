@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weightkit.engine.functions import F32, softmax
+from weightkit.engine.functions import F32, soften
 from weightkit.threads import crew
 
 MOST_SCORES = 1 << 24  # numbers held at a time: 64 MB
@@ -30,6 +30,11 @@ class Scores:
     bias: Bias | None = None
     sinks: F32 | None = None  # [heads]: a score more in each row, whose weight goes to no value
     seen: Callable[[F32], F32] | None = None  # is given the weights, [batch, heads, t, n], and may change them
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weights are the softmax of the scaled products with what came before, or the last of it."""
+        return self.causal and all(more is None for more in (self.cap, self.bias, self.sinks, self.seen))
 
 
 def attention(q: F32, k: F32, v: F32, how: Scores) -> F32:
@@ -85,9 +90,9 @@ def _weights(scores: F32, how: Scores, span: tuple[int, int, int, int]) -> F32: 
         first = start if how.window else low  # all queries see the keys before the first of them
         scores[..., first - start :] += mask(low, high, first, how.window, stop)
     if how.sinks is None:
-        return softmax(scores)
+        return soften(scores)
     sinks = np.broadcast_to(how.sinks[:, None, None], (*scores.shape[:3], 1))
-    return softmax(np.concatenate((scores, sinks), axis=-1))[..., :-1]
+    return soften(np.concatenate((scores, sinks), axis=-1))[..., :-1]
 
 
 def mask(low: int, high: int, start: int, window: int | None, stop: int | None = None) -> F32:

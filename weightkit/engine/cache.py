@@ -27,6 +27,13 @@ class Cache:
 
     def extend(self, at: str, k: F32, v: F32) -> Pair:
         """Append new keys and values to those at an address, which are `len(self)`; returns all of them."""
+        keys, values = self.room(at, k, v)
+        n, end = len(self), len(self) + k.shape[2]
+        keys[:, :, n:end], values[:, :, n:end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def room(self, at: str, k: F32, v: F32) -> Pair:
+        """The keys and values at an address, with room for such new ones behind the `len(self)` that are there."""
         n = len(self)
         end = n + k.shape[2]
         held = self._layers.get(at)
@@ -36,9 +43,7 @@ class Cache:
                 for old, new in zip(held, grown, strict=True):
                     new[:, :, :n] = old[:, :, :n]
             held = self._layers[at] = (grown[0], grown[1])
-        for old, new in zip(held, (k, v), strict=True):
-            old[:, :, n:end] = new
-        return held[0][:, :, :end], held[1][:, :, :end]
+        return held
 
     def kept(self, at: str) -> Pair | None:
         """Keys and values that do not grow, if they are there."""

@@ -8,14 +8,25 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from weightkit import kernels
+from weightkit.threads import by_rows
+
 F32 = NDArray[np.float32]
 
 
 def rms_norm(x: F32, w: F32, eps: float) -> F32:  # [..., d], [d] -> [..., d]
     """x / √(mean x² + eps) · w. Source: Zhang and Sennrich, arXiv:1910.07467."""
+    if _are_rows(x, w):
+        return kernels.norm(x, w, None, eps)
     y = x / np.sqrt(_mean_square(x) + np.float32(eps))
     y *= w
     return y
+
+
+def _are_rows(x: F32, *scales: F32) -> bool:  # [..., d], [d] each
+    """Whether compiled loops can take them."""
+    alike = x.dtype == np.float32 and all(w.shape == x.shape[-1:] and w.dtype == np.float32 for w in scales)
+    return alike and x.size > 0 and kernels.available()
 
 
 def _mean(x: F32) -> F32:  # [..., d] -> [..., 1]
@@ -31,6 +42,8 @@ def _mean_square(x: F32) -> F32:  # [..., d] -> [..., 1]
 
 def layer_norm(x: F32, w: F32 | None, b: F32 | None, eps: float) -> F32:  # [..., d], [d], [d] -> [..., d]
     """(x - mean) / √(variance + eps) · w + b, with the population variance. Source: arXiv:1607.06450."""
+    if w is not None and b is not None and _are_rows(x, w, b):
+        return kernels.norm(x, w, b, eps)
     centred = x - _mean(x)
     y = centred / np.sqrt(_mean_square(centred) + np.float32(eps))
     y = y if w is None else y * w
@@ -43,6 +56,14 @@ def softmax(x: F32) -> F32:  # [..., n] -> [..., n]
     np.exp(e, out=e)
     e /= np.add.reduce(e, axis=-1, keepdims=True)
     return e
+
+
+def soften(x: F32) -> F32:  # [..., n] -> [..., n]
+    """The softmax of an array that is not needed any more."""
+    if not (x.flags.c_contiguous and _are_rows(x)):
+        return softmax(x)
+    kernels.softmax(x)
+    return x
 
 
 def log_softmax(x: F32) -> NDArray[np.float64]:  # [..., n] -> [..., n]
@@ -79,6 +100,11 @@ def gelu_tanh(x: F32) -> F32:
     """The tanh form of GELU: gelu_new, gelu_pytorch_tanh, gelu_fast. Source: arXiv:1606.08415."""
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
     return 0.5 * x * (1 + np.tanh(inner))
+
+
+def quick_gelu(x: F32) -> F32:
+    """x · sigmoid(1.702 x). Source: arXiv:1606.08415."""
+    return x * sigmoid(np.float32(1.702) * x)
 
 
 def gelu(x: F32) -> F32:
@@ -151,10 +177,20 @@ ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
     "gelu_accurate": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "gelu_python_tanh": gelu_tanh,
-    "quick_gelu": lambda x: x * sigmoid(np.float32(1.702) * x),
+    "quick_gelu": quick_gelu,
     "relu": lambda x: np.maximum(x, np.float32(0)),
     "relu2": lambda x: np.square(np.maximum(x, np.float32(0))),
     "sigmoid": sigmoid,
     "tanh": lambda x: np.tanh(x),
     "linear": lambda x: x,
 }
+
+_COMPILED: dict[Callable[[F32], F32], str] = {silu: "silu", gelu_tanh: "gelu_tanh", quick_gelu: "quick_gelu"}
+
+
+def activate(function: Callable[[F32], F32], x: F32, up: F32 | None = None) -> F32:  # [...] -> [...]
+    """An activation of an array, times `up` where there is one."""
+    kind = _COMPILED.get(function)
+    if kind is not None and _are_rows(x):
+        return kernels.activate(kind, x, up)
+    return by_rows(function, x) if up is None else by_rows(lambda some, other: function(some) * other, x, up)
