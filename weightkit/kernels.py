@@ -122,9 +122,10 @@ def _do(form: str, kind: str, total: int, step: int, *arguments: int) -> None:
 
 def _address(array: Array) -> int:
     """Where the numbers of an array are; for one that can be written the short way, a third of the long one."""
-    if array.flags.carray and array.size:  # writeable as well
-        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
-    return int(array.ctypes.data)
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # it is a buffer
+    except (TypeError, ValueError):  # not writeable, in steps, or empty
+        return int(array.ctypes.data)
 
 
 class Matrix:
@@ -206,7 +207,6 @@ def multiply(x: Array, matrices: Sequence[Matrix]) -> list[Array]:  # [r, in] ->
 # ── what a block does between its matrices ─────────────────────────────────────────────────────────────
 
 PART_NUMBERS = 1 << 14  # that a thread takes at a time
-GATES = ("silu", "gelu_tanh", "quick_gelu")  # activations that are x · sigmoid of something
 
 
 def _plain(x: Array) -> Array:
@@ -226,7 +226,7 @@ def norm(x: Array, w: Array, b: Array | None, eps: float) -> Array:  # [..., d],
 
 
 def activate(kind: str, x: Array, up: Array | None = None) -> Array:  # [...] -> [...]
-    """One of GATES of float32, times `up`."""
+    """An activation that is x · sigmoid of something ("silu", "gelu_tanh", "quick_gelu") of float32, times `up`."""
     x = _plain(x)
     y = np.empty_like(x)
     if up is None:
