@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from weightkit import kernels
 from weightkit.engine.attention import Scores, attention
 from weightkit.engine.cache import Cache
-from weightkit.engine.functions import ACTIVATIONS, activate, layer_norm, rms_norm, soften, softmax
+from weightkit.engine.functions import ACTIVATIONS, WORTH, activate, layer_norm, rms_norm, soften, softmax
 from weightkit.engine.positions import rotate
 from weightkit.threads import Crew, crew
 
@@ -78,7 +78,7 @@ def test_activations_of_numbers_far_off(twins: pytest.MonkeyPatch, name: str) ->
 
 @pytest.mark.parametrize("n", [1, 31, 32, 500])
 def test_softmax(n: int) -> None:
-    x = normal(2, 3, n) * 20
+    x = normal(2, max(3, WORTH // n), n) * 20  # so many that numpy does not do it
     x[0, 0, n // 2 :] = -np.inf
     x[0, 0, 0] = 0
     x[1, 2, -1] = np.nan
@@ -98,10 +98,13 @@ def angles(tokens: int, half: int) -> tuple[F32, F32]:
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("d", "half"), [(64, 32), (80, 40), (96, 16), (7, 0)])
 def test_rotation(twins: pytest.MonkeyPatch, d: int, half: int, interleaved: bool) -> None:
-    x, turn = normal(2, 5, 3, d).swapaxes(1, 2), angles(5, half)
+    x, turn = normal(2, 700, 7, d).swapaxes(1, 2), angles(700, half)
     expected = rotate(x, *turn, interleaved=interleaved)
     twins.undo()
     np.testing.assert_array_equal(rotate(x, *turn, interleaved=interleaved), expected)
+    some = slice(2), slice(1, 3), slice(5)
+    few = kernels.turn(x[some], *(table[:5] for table in turn), interleaved=interleaved)
+    np.testing.assert_array_equal(few, expected[some])
 
 
 def by_parts(new: tuple[F32, F32, F32], cache: Cache, place: kernels.Place) -> F32:
@@ -152,7 +155,11 @@ def test_what_is_shared_out_does_not_depend_on_threads(resized: Crew) -> None:
     found = []
     for count in (1, 2, 3):
         resized.resize(count)
-        rows = rms_norm(x, w, 1e-5), activate(ACTIVATIONS["silu"], x, x), rotate(x[None, None], *turn)
+        rows = (
+            rms_norm(x, w, 1e-5),
+            activate(ACTIVATIONS["silu"], x, x),
+            kernels.turn(x[None, None], *turn, interleaved=False),
+        )
         found.append((*rows, kernels.attend(new, kept, 0.1, kernels.Place(70, 0))))
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):

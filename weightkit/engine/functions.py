@@ -12,6 +12,7 @@ from weightkit import kernels
 from weightkit.threads import by_rows
 
 F32 = NDArray[np.float32]
+WORTH = 1 << 16  # numbers from which on it pays to compile a loop that numpy has as well
 
 
 def rms_norm(x: F32, w: F32, eps: float) -> F32:  # [..., d], [d] -> [..., d]
@@ -60,7 +61,7 @@ def softmax(x: F32) -> F32:  # [..., n] -> [..., n]
 
 def soften(x: F32) -> F32:  # [..., n] -> [..., n]
     """The softmax of an array that is not needed any more."""
-    if not (x.flags.c_contiguous and _are_rows(x)):
+    if x.size < WORTH or not (x.flags.c_contiguous and _are_rows(x)):
         return softmax(x)
     kernels.softmax(x)
     return x

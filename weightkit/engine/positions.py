@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from weightkit import kernels
 from weightkit.config import Rope
-from weightkit.engine.functions import F32
+from weightkit.engine.functions import F32, WORTH
 from weightkit.errors import EngineError
 
 
@@ -32,7 +32,8 @@ def rotate(x: F32, cos: F32, sin: F32, *, interleaved: bool = False) -> F32:
     x [..., t, head_dim], cos and sin [t, dims / 2] -> [..., t, head_dim]. The pairs are (i, i + dims / 2),
     or, interleaved, (2i, 2i + 1).
     """
-    if x.ndim == 4 and x.dtype == np.float32 and x.strides[-1] == x.itemsize and x.size and kernels.available():
+    fits = x.ndim == 4 and x.dtype == np.float32 and x.strides[-1] == x.itemsize
+    if x.size >= WORTH and fits and kernels.available():
         return kernels.turn(x, cos, sin, interleaved=interleaved)
     half = cos.shape[-1]
     result = np.empty_like(x)
