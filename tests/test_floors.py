@@ -20,6 +20,7 @@ FLOORS = {
     "dtypes": 0,
     "compiled": 0,
     "kernels": 0,
+    "steps": 0,
     "threads": 0,
     "parallel": 0,
     "demo": 0,  # data

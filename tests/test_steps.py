@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from weightkit import kernels
-from weightkit.engine.attention import Scores, attention
-from weightkit.engine.cache import Cache
+from weightkit import kernels, steps
 from weightkit.engine.functions import ACTIVATIONS, WORTH, activate, layer_norm, rms_norm, soften, softmax
 from weightkit.engine.positions import rotate
 from weightkit.threads import Crew, crew
@@ -103,64 +101,44 @@ def test_rotation(twins: pytest.MonkeyPatch, d: int, half: int, interleaved: boo
     twins.undo()
     np.testing.assert_array_equal(rotate(x, *turn, interleaved=interleaved), expected)
     some = slice(2), slice(1, 3), slice(5)
-    few = kernels.turn(x[some], *(table[:5] for table in turn), interleaved=interleaved)
+    few = steps.turned(x[some], *(table[:5] for table in turn), interleaved=interleaved)
     np.testing.assert_array_equal(few, expected[some])
-
-
-def by_parts(new: tuple[F32, F32, F32], cache: Cache, place: kernels.Place) -> F32:
-    """What `kernels.attend` does, step by step in numpy."""
-    q, k, v = new
-    if place.turn is not None:
-        q, k = (rotate(x, *place.turn, interleaved=place.interleaved) for x in (q, k))
-    window = place.at + 1 - place.start if place.start else None
-    return attention(q, *cache.extend("layers.0.attn", k, v), Scores(0.3, window)).reshape(len(q), -1)
-
-
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-@pytest.mark.parametrize("sizes", [(64, 64, 32), (80, 48, 20), (20, 7, 0)])
-@pytest.mark.parametrize("window", [None, 5])
-def test_attention_of_one_token(
-    twins: pytest.MonkeyPatch,
-    resized: Crew,
-    interleaved: bool,
-    heads: tuple[int, int],
-    sizes: tuple[int, int, int],
-    window: int | None,
-) -> None:
-    d, e, half = sizes
-    compiled, plain = Cache(), Cache()
-    for at in range(40):
-        resized.resize(at % 3 + 1)
-        new = normal(2, heads[0], 1, d), normal(2, heads[1], 1, d), normal(2, heads[1], 1, e)
-        start = max(0, at + 1 - window) if window else 0
-        place = kernels.Place(at, start, angles(1, half) if half else None, interleaved)
-        twins.setattr(kernels, "available", lambda: False)
-        expected = by_parts(new, plain, place)
-        twins.undo()
-        got = kernels.attend(new, compiled.room("layers.0.attn", *new[1:]), 0.3, place)
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-6)
-        for cache in (compiled, plain):
-            cache.ids = np.zeros((2, at + 1), np.int64)
-    for kept, right in zip(
-        compiled.room("layers.0.attn", *new[1:]), plain.room("layers.0.attn", *new[1:]), strict=True
-    ):
-        np.testing.assert_array_equal(kept[:, :, :40], right[:, :, :40])
 
 
 def test_what_is_shared_out_does_not_depend_on_threads(resized: Crew) -> None:
     x, w, turn = normal(300, 128), normal(128), angles(300, 16)
-    new = normal(1, 8, 1, 64), normal(1, 4, 1, 64), normal(1, 4, 1, 64)
-    kept = normal(1, 4, 90, 64), normal(1, 4, 90, 64)
     found = []
     for count in (1, 2, 3):
         resized.resize(count)
-        rows = (
-            rms_norm(x, w, 1e-5),
-            activate(ACTIVATIONS["silu"], x, x),
-            kernels.turn(x[None, None], *turn, interleaved=False),
-        )
-        found.append((*rows, kernels.attend(new, kept, 0.1, kernels.Place(70, 0))))
+        activated = activate(ACTIVATIONS["silu"], x, x)
+        found.append((rms_norm(x, w, 1e-5), activated, steps.turned(x[None, None], *turn, interleaved=False)))
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 300])
+def test_sums(rows: int) -> None:
+    x, row, more = normal(rows, 100), normal(100), normal(rows, 100)
+    y = np.empty_like(x)
+    crew.run(steps.sum_of(x, row, y, -0.5))
+    np.testing.assert_allclose(y, x - 0.5 * row.astype(np.float64), rtol=1e-6, atol=1e-7)
+    crew.run(steps.sum_of(y, more, y))
+    np.testing.assert_allclose(y, x - 0.5 * row.astype(np.float64) + more, rtol=1e-5, atol=1e-6)
+    crew.run(steps.copy(row, y))
+    np.testing.assert_array_equal(y, np.broadcast_to(row, x.shape))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_jobs_written_down_are_done_one_after_another(resized: Crew, threads: int) -> None:
+    resized.resize(threads)
+    x, one = np.zeros((2000, 64), np.float32), np.ones(64, np.float32)
+    jobs = [steps.sum_of(x, one, x), steps.sum_of(x, x, x), steps.sum_of(x[:1], one, x[:1], 0.5)]
+    for _ in range(20):
+        x[:] = 3
+        crew.run_all(np.stack([job.written() for job in jobs * 5]))
+        expected = np.full_like(x, 3)
+        for _ in range(5):
+            expected = (expected + 1) * 2
+            expected[0] += 0.5
+        np.testing.assert_array_equal(x, expected)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from weightkit.dtypes import Array
-from weightkit.threads import crew, desk
+from weightkit.threads import Job, crew, desk
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +109,12 @@ def _kernel(form: str, kind: str) -> int:
     return kernel(form, kind)
 
 
-@functools.cache
-def _bits(number: float) -> int:
-    """A float32, as the arguments of a job have it."""
-    return int(np.float32(number).view(np.int32))
-
-
-def _do(form: str, kind: str, total: int, step: int, *arguments: int) -> None:
+def job(form: str, kind: str, total: int, step: int, *arguments: int) -> Job:
     """A job whose parts are `step` of the total each."""
-    crew.run([[_kernel(form, kind), step, total, *arguments]], -(-total // step))
+    return Job(-(-total // step), [[_kernel(form, kind), step, total, *arguments]])
 
 
-def _address(array: Array) -> int:
+def address_of(array: Array) -> int:
     """Where the numbers of an array are; for one that can be written the short way, a third of the long one."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # it is a buffer
@@ -153,7 +147,7 @@ class Matrix:
         self.transposed = transposed
         self.shape = (self._row, rows) if transposed else (runs * rows, self._row)  # [out, in]
         self._rows = (stored.strides[-2], rows, stored.strides[0])
-        self._address = _address(stored)
+        self._address = address_of(stored)
         self._kernel = kernel("columns" if transposed else "dots", kind)
         self._widen = direct("wide", kind)
         out = self.shape[0]
@@ -167,7 +161,7 @@ class Matrix:
     def product(self, x_at: tuple[int, int, int, int], y: Array) -> list[Any]:
         """The arguments of x Wᵀ into y; x is an address, bytes from row to row, rows and numbers of a row."""
         out = self.shape[0]
-        return [self._kernel, self._step, out, *x_at, self._address, *self._rows, _address(y), 4 * out]
+        return [self._kernel, self._step, out, *x_at, self._address, *self._rows, address_of(y), 4 * out]
 
     def new(self, rows: int) -> Array:
         """Where a product of so many rows goes, [rows, out]."""
@@ -184,8 +178,8 @@ class Matrix:
             y = np.empty((last - first, self._row), np.float32)
             address, start, stop = self._address, first, last
         step = 4 * y.shape[1]
-        job = (0, 0, 0, 0, 0, 0, y.shape[1], address, *self._rows, _address(y) - start * step, step)
-        self._widen((ctypes.c_int64 * len(job))(*job), start, stop)
+        arguments = (0, 0, 0, 0, 0, 0, y.shape[1], address, *self._rows, address_of(y) - start * step, step)
+        self._widen((ctypes.c_int64 * len(arguments))(*arguments), start, stop)
         return y.T if self.transposed else y
 
 
@@ -196,90 +190,14 @@ def multiply(x: Array, matrices: Sequence[Matrix]) -> list[Array]:  # [r, in] ->
     """
     if x.dtype != np.float32 or not x.flags.c_contiguous:
         x = np.ascontiguousarray(x, np.float32)
-    rows, width = x.shape
-    x_at = (_address(x), 4 * width, rows, width)
-    found = [matrix.new(rows) for matrix in matrices]
-    products = [matrix.product(x_at, y) for matrix, y in zip(matrices, found, strict=True)]
-    crew.run(products, sum(matrix.parts for matrix in matrices))
+    found = [matrix.new(len(x)) for matrix in matrices]
+    crew.run(product(x, matrices, found))
     return found
 
 
-# ── what a block does between its matrices ─────────────────────────────────────────────────────────────
-
-PART_NUMBERS = 1 << 14  # that a thread takes at a time
-
-
-def _plain(x: Array) -> Array:
-    """The array itself, or a copy whose numbers lie side by side."""
-    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
-
-
-def norm(x: Array, w: Array, b: Array | None, eps: float) -> Array:  # [..., d], [d], [d] -> [..., d]
-    """x / √(mean x² + eps) · w; with b, of x less its mean, and plus b. All are float32."""
-    x, w = _plain(x), _plain(w)
-    y, width = np.empty_like(x), x.shape[-1]
-    shift = 0 if b is None else _address(b := _plain(b))
-    step = max(1, PART_NUMBERS // width)
-    to = (_address(x), width, _address(w), shift, _bits(eps), _address(y))
-    _do("norm", "rms" if b is None else "layer", x.size // width, step, *to)
-    return y
-
-
-def activate(kind: str, x: Array, up: Array | None = None) -> Array:  # [...] -> [...]
-    """An activation that is x · sigmoid of something ("silu", "gelu_tanh", "quick_gelu") of float32, times `up`."""
-    x = _plain(x)
-    y = np.empty_like(x)
-    if up is None:
-        _do("activate", kind, x.size, PART_NUMBERS, _address(x), 0, _address(y))
-    else:
-        up = _plain(up)
-        _do("gate", kind, x.size, PART_NUMBERS, _address(x), _address(up), _address(y))
-    return y
-
-
-def softmax(x: Array) -> None:  # [..., n]
-    """The softmax over the last axis of float32 that lie side by side, where they are; by this thread alone."""
-    from weightkit.compiled import direct
-
-    n = x.shape[-1]
-    direct("softmax", "F32")((ctypes.c_int64 * 5)(0, 0, 0, _address(x), n), 0, x.size // n)
-
-
-def turn(x: Array, cos: Array, sin: Array, *, interleaved: bool) -> Array:  # [b, heads, t, d], [t, half] twice
-    """Pairs of the first dimensions of each head turned, as positions.rotate does; those of a head lie together."""
-    y = np.empty(x.shape, np.float32)
-    batch, heads, tokens, d = x.shape
-    strides, half = x.strides[:3], cos.shape[1]
-    to = (_address(x), heads, *strides, tokens, d, _address(cos), _address(sin), half, _address(y))
-    _do("turn", "pairs" if interleaved else "halves", batch * heads, max(1, PART_NUMBERS // (tokens * d)), *to)
-    return y
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a token is among those before it: it sees from `start` to itself, and turns by these angles, [1, half]."""
-
-    at: int
-    start: int
-    turn: tuple[Array, Array] | None = None
-    interleaved: bool = False
-
-
-def attend(new: Sequence[Array], kept: tuple[Array, Array], scale: float, place: Place) -> Array:  # -> [b, heads · e]
-    """Attention of one token in each of b sequences, whose key and value join those that are kept.
-
-    `new` are queries [b, heads, 1, d], keys [b, kv_heads, 1, d] and values [b, kv_heads, 1, e], not turned yet;
-    `kept` have room for them, [b, kv_heads, room, d] and [b, kv_heads, room, e]. All are float32.
-    """
-    q, k, v = map(_plain, new)
-    keys, values = kept
-    (batch, heads, _, d), (kv_heads, room, e) = q.shape, values.shape[1:]
-    turn = (0, 0, 0) if place.turn is None else (*map(_address, place.turn), place.turn[0].shape[1])
-    scratch = np.empty((batch * kv_heads, d + place.at + 1 - place.start), np.float32)
-    y = np.empty((batch, heads * e), np.float32)
-    to = (
-        *map(_address, (q, k, v)), *turn, _address(keys), 4 * room * d, _address(values), 4 * room * e, d, e,
-        heads // kv_heads, place.start, place.at, _bits(scale), _address(scratch), scratch.strides[0], _address(y),
-    )  # fmt: skip
-    _do("attend", "pairs" if place.interleaved else "halves", batch * kv_heads, 1, *to)
-    return y
+def product(x: Array, matrices: Sequence[Matrix], ys: Sequence[Array]) -> Job:  # [r, in] -> [r, out] each
+    """The job that makes x Wᵀ of float32 side by side, and adds it to what is in y where W is transposed."""
+    rows, width = x.shape
+    x_at = (address_of(x), 4 * width, rows, width)
+    products = [matrix.product(x_at, y) for matrix, y in zip(matrices, ys, strict=True)]
+    return Job(sum(matrix.parts for matrix in matrices), products)

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightkit.dtypes import Array
 from weightkit.errors import EngineError
@@ -117,14 +119,24 @@ class Crew:
         for _ in self._pool.map(lambda task: context.copy().run(function, task), tasks):
             pass
 
-    def run(self, products: Sequence[list[Any]], parts: int) -> None:
-        """Do a compiled job, a few products that have so many parts together, with all threads."""
+    def run(self, job: Job) -> None:
+        """Do a compiled job with all threads."""
         with self._lock:
-            if parts > 1 and len(self._helpers) < self.size - 1:
-                self._hire()
-            for _ in range(min(parts - 1, len(self._idle))):
-                self._idle.pop().put(True)
-            desk().run(products, parts)
+            self._call(job.parts)
+            desk().run(job)
+
+    def run_all(self, jobs: NDArray[np.int64]) -> None:
+        """Do compiled jobs one after another, each as `written`, [jobs, numbers]."""
+        with self._lock:
+            self._call(int(jobs[:, 0].max()))
+            desk().run_all(jobs)
+
+    def _call(self, parts: int) -> None:
+        """Have helpers for so many parts awake."""
+        if parts > 1 and len(self._helpers) < self.size - 1:
+            self._hire()
+        for _ in range(min(parts - 1, len(self._idle))):
+            self._idle.pop().put(True)
 
     def _hire(self) -> None:
         for _ in range(self.size - 1):
@@ -141,6 +153,32 @@ class Crew:
             staying = call.get()
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A compiled job: in how many parts it is shared out, and the arguments of its products, or of what else it is."""
+
+    parts: int
+    products: Sequence[list[Any]]  # numbers
+
+    def written(self) -> NDArray[np.int64]:
+        """The job as numbers, to be done with others."""
+        from weightkit import compiled
+
+        numbers = np.zeros(compiled.DESK, np.int64)
+        numbers[0] = self.parts
+        for start, arguments in zip(_starts(), self.products, strict=False):
+            numbers[start : start + len(arguments)] = arguments
+        return numbers
+
+
+@functools.cache
+def _starts() -> list[int]:
+    """Where the arguments of each product lie."""
+    from weightkit import compiled
+
+    return [compiled.FIRST_ARGUMENT + i * compiled.ARGUMENT_STEP for i in range(compiled.MOST_PRODUCTS)]
+
+
 class Desk:
     """Where the arguments of a compiled job lie while threads share it."""
 
@@ -148,15 +186,19 @@ class Desk:
         from weightkit import compiled
 
         self._numbers = (ctypes.c_int64 * compiled.DESK)()
-        self._starts = [compiled.FIRST_ARGUMENT + i * compiled.ARGUMENT_STEP for i in range(compiled.MOST_PRODUCTS)]
+        self._starts = _starts()
         self._address = ctypes.addressof(self._numbers)
-        self._run, self._share = compiled.sharing()
+        self._run, self._share, self._run_all = compiled.sharing()
 
-    def run(self, products: Sequence[list[Any]], parts: int) -> None:
+    def run(self, job: Job) -> None:
         """Do a job."""
-        for start, arguments in zip(self._starts, products, strict=False):
+        for start, arguments in zip(self._starts, job.products, strict=False):
             self._numbers[start : start + len(arguments)] = arguments
-        self._run(self._address, parts)
+        self._run(self._address, job.parts)
+
+    def run_all(self, jobs: NDArray[np.int64]) -> None:
+        """Do jobs one after another, [jobs, DESK] numbers side by side."""
+        self._run_all(self._address, jobs.ctypes.data, len(jobs))
 
     def share(self, patience: int) -> None:
         """Help with jobs until there was none for so many turns."""

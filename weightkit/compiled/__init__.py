@@ -27,7 +27,8 @@ from weightkit.compiled.numbers import I64, POINTER, VOID
 # three products with their arguments, 16 integers each, or one other job with as many as there is room for. What is
 # to hand out is (the number of the job) · 2^24 + parts left. The arguments do not change while a part is taken, for
 # the job does not end without it. `share` does parts until there was nothing to do for so many turns; `run` does a
-# job with who else shares.
+# job with who else shares; `run_all` does jobs one after another, each written down as a desk of its own, with its
+# parts in all at 0.
 DESK, FIRST_ARGUMENT, ARGUMENT_STEP = 64, 16, 16
 MOST_PRODUCTS = 3
 _SHARING = """
@@ -120,6 +121,27 @@ look:
 end:
   ret void
 }}
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+define void @run_all(ptr %desk, ptr %jobs, i64 %count) {{
+entry:
+  %to = getelementptr i64, ptr %desk, i64 16
+  br label %look
+look:
+  %i = phi i64 [ 0, %entry ], [ %more, %do ]
+  %any = icmp ult i64 %i, %count
+  br i1 %any, label %do, label %end
+do:
+  %at = mul i64 %i, 64
+  %job = getelementptr i64, ptr %jobs, i64 %at
+  %from = getelementptr i64, ptr %job, i64 16
+  call void @llvm.memcpy.p0.p0.i64(ptr %to, ptr %from, i64 384, i1 false)
+  %parts = load i64, ptr %job, align 8
+  call void @run(ptr %desk, i64 %parts)
+  %more = add i64 %i, 1
+  br label %look
+end:
+  ret void
+}}
 """
 
 _X86 = ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()")
@@ -169,14 +191,18 @@ def kernel(form: str, kind: str) -> int:
 
 
 @functools.cache
-def sharing() -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
-    """The functions `run(desk, parts)` and `share(desk, patience)`; they hold no lock of Python."""
+def sharing() -> tuple[Callable[[int, int], None], Callable[[int, int], None], Callable[[int, int, int], None]]:
+    """The functions `run(desk, parts)`, `share(desk, patience)` and `run_all(desk, jobs, count)`.
+
+    They hold no lock of Python.
+    """
     declare, pause = _PAUSES.get(llvm.get_process_triple().partition("-")[0], ("", ""))
     give_way = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
     text = _SHARING.format(give_way=give_way, declare=declare, pause=pause)
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-    run, share = (kind(address) for address in _compile(text, "run", "share"))
-    return run, share
+    two = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+    three = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    run, share, run_all = _compile(text, "run", "share", "run_all")
+    return two(run), two(share), three(run_all)
 
 
 @functools.cache

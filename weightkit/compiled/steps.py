@@ -92,6 +92,28 @@ def _norm(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
     loop(b, first, last, 1, each_row)
 
 
+# ── sums ───────────────────────────────────────────────────────────────────────────────────────────────
+
+ADD = (*SHARED, "x", "n", "more", "more_step", "factor", "y")
+
+
+def _add(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
+    """y = x + factor · more, for rows of n numbers; of kind "put", the rows of `more` themselves."""
+
+    def each_row(i: Value) -> None:
+        x, y = (_floats(b, array, b.mul(i, job.n)) for array in (job.x, job.y))
+        more = b.add(job.more, b.mul(i, job.more_step))
+
+        def added(at: Value, lanes: int) -> Value:
+            value = _load(b, more, at, lanes)
+            return value if kind == "put" else fma(b, value, splat(b, factor, lanes), _load(b, x, at, lanes))
+
+        _map(b, job.n, y, added)
+
+    factor = job.float32(b, "factor")
+    loop(b, first, last, 1, each_row)
+
+
 # ── activations that are x · sigmoid(g(x)) ─────────────────────────────────────────────────────────────
 
 GATE = (*SHARED, "x", "up", "y")
@@ -164,7 +186,7 @@ def _turner(b: Value, kind: str) -> Value:
     """The function (x, n, cos, sin, half, y) of a module, made once, as it is called in several places.
 
     y is the head x with the pairs of its first dimensions turned, of kind "pairs" side by side, and the others
-    as they are: with `half` 0, a copy.
+    as they are: with `half` 0, a copy. Of kind "parted", pairs that are side by side in x are half a head apart in y.
     """
     if "turn_head" in b.module.globals:
         return b.module.globals["turn_head"]
@@ -176,13 +198,14 @@ def _turner(b: Value, kind: str) -> Value:
 
     def pair(at: Value, lanes: int) -> None:
         twice = b.shl(at, I64(1))
-        low, high = (twice, b.add(twice, I64(1))) if kind == "pairs" else (at, b.add(at, half))
-        p, q = _load(b, x, low, lanes), _load(b, x, high, lanes)
+        together, apart = (twice, b.add(twice, I64(1))), (at, b.add(at, half))
+        p, q = (_load(b, x, place, lanes) for place in (apart if kind == "halves" else together))
         c, s = _load(b, cos, at, lanes), _load(b, sin, at, lanes)
-        store(b, b.fsub(b.fmul(p, c), b.fmul(q, s)), _floats(b, y, low))
-        store(b, b.fadd(b.fmul(q, c), b.fmul(p, s)), _floats(b, y, high))
+        low, high = (_floats(b, y, place) for place in (together if kind == "pairs" else apart))
+        store(b, b.fsub(b.fmul(p, c), b.fmul(q, s)), low)
+        store(b, b.fadd(b.fmul(q, c), b.fmul(p, s)), high)
 
-    if kind == "pairs":
+    if kind != "halves":
         loop(b, I64(0), half, 1, lambda at: pair(at, 1))
     else:
         each(b, "F32", half, pair)
@@ -282,6 +305,7 @@ def _mix(b: Value, job: Job, seen: Value, weights: Value, values: Value, y: Valu
 
 FORMS: dict[str, Form] = {
     "norm": (NORM, _norm),
+    "add": (ADD, _add),
     "gate": (GATE, _gate),
     "activate": (GATE, _activate),
     "softmax": (SOFTMAX, _softmax),

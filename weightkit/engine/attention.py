@@ -31,11 +31,6 @@ class Scores:
     sinks: F32 | None = None  # [heads]: a score more in each row, whose weight goes to no value
     seen: Callable[[F32], F32] | None = None  # is given the weights, [batch, heads, t, n], and may change them
 
-    @property
-    def plain(self) -> bool:
-        """Whether the weights are the softmax of the scaled products with what came before, or the last of it."""
-        return self.causal and all(more is None for more in (self.cap, self.bias, self.sinks, self.seen))
-
 
 def attention(q: F32, k: F32, v: F32, how: Scores) -> F32:
     """softmax(q kᵀ · scale + bias) v, for the last queries of a sequence.

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weightkit import kernels
 from weightkit.architectures.parts import Architecture
 from weightkit.config import Config
 from weightkit.engine import experts, latent, state_space
@@ -101,6 +100,16 @@ class Block:
         window = config.window(layer)
         turn = run.window_turn if window and run.window_turn is not None else run.turn
         turn = None if layer in config.unrotated else turn
+        if config.latent:
+            q, k, v = latent.project(x, at, self.weights, config, config.latent, turn)
+        else:
+            q, k, v = self._project(x, at)
+            if turn is not None:
+                q = rotate(q, *turn, interleaved=config.rope.interleaved)
+                k = rotate(k, *turn, interleaved=config.rope.interleaved)
+        q, k, v = run.tap(f"{at}.q", q), run.tap(f"{at}.k", k), run.tap(f"{at}.v", v)
+        if run.causal:
+            k, v = run.cache.extend(at, k, v)
         how = Scores(
             config.attention_scale / (layer + 1 if config.scale_by_layer else 1),
             window,
@@ -109,27 +118,7 @@ class Block:
             run.bias,
             self.weights.get(f"{at}.sinks"),
         )
-        if config.latent:
-            q, k, v = latent.project(x, at, self.weights, config, config.latent, turn)
-        else:
-            q, k, v = self._project(x, at)
-            if x.shape[1] == 1 and how.plain and run.tap is CLOSED and kernels.available():
-                return self._step((q, k, v), turn, how, at, run.cache)
-            if turn is not None:
-                q = rotate(q, *turn, interleaved=config.rope.interleaved)
-                k = rotate(k, *turn, interleaved=config.rope.interleaved)
-        q, k, v = run.tap(f"{at}.q", q), run.tap(f"{at}.k", k), run.tap(f"{at}.v", v)
-        if run.causal:
-            k, v = run.cache.extend(at, k, v)
         return self._output(q, k, v, how, at, run)
-
-    def _step(self, new: tuple[F32, F32, F32], turn: Turn | None, how: Scores, at: str, cache: Cache) -> F32:
-        """Attention of one token at which nobody looks, [b, heads, 1, d] each -> [b, 1, width]."""
-        last = len(cache)
-        first = max(0, last + 1 - how.window) if how.window else 0
-        place = kernels.Place(last, first, turn, self.config.rope.interleaved)
-        y = kernels.attend(new, cache.room(at, *new[1:]), how.scale, place)
-        return self.weights.linear(y[:, None], f"{at}.o")
 
     def _cross(self, x: F32, source: F32, at: str, run: Run) -> F32:
         """Attention to what the encoder made: keys and values are the same for every token."""

@@ -10,6 +10,7 @@ import numpy as np
 from weightkit.engine.functions import F32
 
 Pair = tuple[F32, F32]
+WORTH = 8  # tokens after which it pays to compile what more of them need
 
 
 class Cache:
@@ -21,6 +22,8 @@ class Cache:
         self._layers: dict[str, Pair] = {}
         self._kept: dict[str, Pair] = {}
         self._states: dict[int, Any] = {}
+        self._singles = 0  # tokens that came alone
+        self._program: Any = None
 
     def __len__(self) -> int:
         return self.ids.shape[1]
@@ -59,6 +62,13 @@ class Cache:
         if layer not in self._states:
             self._states[layer] = make()
         return self._states[layer]
+
+    def program(self, make: Callable[[], Any]) -> Any:
+        """How the model does one more token of these sequences; None for the first few, for which it is not made."""
+        self._singles += 1
+        if self._singles == WORTH:
+            self._program = make()
+        return self._program
 
     def restart(self) -> None:
         """Forget the keys: they will be computed again, with other rotations."""

@@ -17,6 +17,7 @@ from weightkit.engine.block import Block, Run, Turn
 from weightkit.engine.cache import Cache
 from weightkit.engine.functions import ACTIVATIONS, F32
 from weightkit.engine.positions import alibi_slopes, buckets, depends_on_length, rotation, to_bf16
+from weightkit.engine.program import program
 from weightkit.engine.tap import CLOSED, Tap
 from weightkit.engine.weights import Weights
 from weightkit.errors import EngineError
@@ -191,20 +192,21 @@ class Engine:
         new = ids.shape[1]
         length = len(cache) + new
         ids = self._again_where_rotations_change(ids, cache, length)
-        run = Run(
-            cache,
-            *self._turns(length, len(cache)),
-            bias=self._bias(),
-            causal=self.architecture.causal,
-            source=source,
-            tap=tap,
-        )
-        at = self.stack
-        x = tap(f"{at}embed", self._embed(ids, len(cache)))
-        for layer in range(self.layers):
-            x = self.block(x, f"{at}layers.{layer}", layer, run)
+        turns = self._turns(length, len(cache))
+        x = tap(f"{self.stack}embed", self._embed(ids, len(cache)))
+        if ids.shape[1] == 1 and len(cache) and tap is CLOSED:
+            written = cache.program(lambda: program(self.block, len(ids), turns))
+        else:
+            written = None
+        run = Run(cache, *turns, self._bias(), self.architecture.causal, source, tap)
+        x = self._layers(x, run) if written is None else written(x, turns, cache)
         cache.ids = np.concatenate((cache.ids, ids), axis=1) if len(cache) else ids
-        return tap(f"{at}norm", self.block.norm(x[:, -new:], f"{at}norm"))
+        return tap(f"{self.stack}norm", self.block.norm(x[:, -new:], f"{self.stack}norm"))
+
+    def _layers(self, x: F32, run: Run) -> F32:  # [b, t, width] -> the same
+        for layer in range(self.layers):
+            x = self.block(x, f"{self.stack}layers.{layer}", layer, run)
+        return x
 
     def _again_where_rotations_change(self, ids: Ids, cache: Cache, length: int) -> Ids:
         """The ids to compute: with those in the cache, where their keys would now be rotated otherwise."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from weightkit import kernels
+from weightkit import kernels, steps
 from weightkit.threads import by_rows
 
 F32 = NDArray[np.float32]
@@ -18,7 +18,7 @@ WORTH = 1 << 16  # numbers from which on it pays to compile a loop that numpy ha
 def rms_norm(x: F32, w: F32, eps: float) -> F32:  # [..., d], [d] -> [..., d]
     """x / √(mean x² + eps) · w. Source: Zhang and Sennrich, arXiv:1910.07467."""
     if _are_rows(x, w):
-        return kernels.norm(x, w, None, eps)
+        return steps.normed(x, w, None, eps)
     y = x / np.sqrt(_mean_square(x) + np.float32(eps))
     y *= w
     return y
@@ -44,7 +44,7 @@ def _mean_square(x: F32) -> F32:  # [..., d] -> [..., 1]
 def layer_norm(x: F32, w: F32 | None, b: F32 | None, eps: float) -> F32:  # [..., d], [d], [d] -> [..., d]
     """(x - mean) / √(variance + eps) · w + b, with the population variance. Source: arXiv:1607.06450."""
     if w is not None and b is not None and _are_rows(x, w, b):
-        return kernels.norm(x, w, b, eps)
+        return steps.normed(x, w, b, eps)
     centred = x - _mean(x)
     y = centred / np.sqrt(_mean_square(centred) + np.float32(eps))
     y = y if w is None else y * w
@@ -63,7 +63,7 @@ def soften(x: F32) -> F32:  # [..., n] -> [..., n]
     """The softmax of an array that is not needed any more."""
     if x.size < WORTH or not (x.flags.c_contiguous and _are_rows(x)):
         return softmax(x)
-    kernels.softmax(x)
+    steps.soften(x)
     return x
 
 
@@ -186,12 +186,12 @@ ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
     "linear": lambda x: x,
 }
 
-_COMPILED: dict[Callable[[F32], F32], str] = {silu: "silu", gelu_tanh: "gelu_tanh", quick_gelu: "quick_gelu"}
+COMPILED: dict[Callable[[F32], F32], str] = {silu: "silu", gelu_tanh: "gelu_tanh", quick_gelu: "quick_gelu"}
 
 
 def activate(function: Callable[[F32], F32], x: F32, up: F32 | None = None) -> F32:  # [...] -> [...]
     """An activation of an array, times `up` where there is one."""
-    kind = _COMPILED.get(function)
+    kind = COMPILED.get(function)
     if kind is not None and _are_rows(x):
-        return kernels.activate(kind, x, up)
+        return steps.activated(kind, x, up)
     return by_rows(function, x) if up is None else by_rows(lambda some, other: function(some) * other, x, up)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from weightkit import kernels
+from weightkit import kernels, steps
 from weightkit.config import Rope
 from weightkit.engine.functions import F32, WORTH
 from weightkit.errors import EngineError
@@ -34,7 +34,7 @@ def rotate(x: F32, cos: F32, sin: F32, *, interleaved: bool = False) -> F32:
     """
     fits = x.ndim == 4 and x.dtype == np.float32 and x.strides[-1] == x.itemsize
     if x.size >= WORTH and fits and kernels.available():
-        return kernels.turn(x, cos, sin, interleaved=interleaved)
+        return steps.turned(x, cos, sin, interleaved=interleaved)
     half = cos.shape[-1]
     result = np.empty_like(x)
     if 2 * half < x.shape[-1]:

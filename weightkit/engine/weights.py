@@ -64,7 +64,7 @@ class Weights:
         if address in self._kept:
             return self[address][ids]
         wanted, places = np.unique(ids, return_inverse=True)
-        rows = self._rows_of(address)
+        rows = self.compiled(address)
         if rows is not None and not rows.heads:
             return np.concatenate([rows.matrix.widened(int(i), int(i) + 1) for i in wanted])[places.reshape(ids.shape)]
         across = slice(0, weight.shape[1], 1)
@@ -89,7 +89,7 @@ class Weights:
 
         Blocks are the same whatever the number of threads, and each is one thread's, so results are too.
         """
-        rows = [self._rows_of(address) for address in addresses]
+        rows = [self.compiled(address) for address in addresses]
         stored = [found for found in rows if found is not None]
         if len(x) <= FEW and len(stored) == len(rows):
             return [found.in_order(y) for found, y in zip(stored, multiply(x, [r.matrix for r in stored]), strict=True)]
@@ -99,7 +99,7 @@ class Weights:
 
     def _blocks(self, x: F32, address: str) -> tuple[F32, list[Callable[[], None]]]:
         """Where x Wᵀ goes, and what is to do for it: blocks of rows are widened, and multiplied by BLAS."""
-        rows, weight = self._rows_of(address), self._weight(address)
+        rows, weight = self.compiled(address), self._weight(address)
         whole = self[address] if rows is None and self._fits(weight) else None
         y = np.empty((len(x), weight.shape[0]), np.float32)
 
@@ -114,7 +114,11 @@ class Weights:
 
         return y, [partial(multiply_block, span) for span in _spans(weight)]
 
-    def _rows_of(self, address: str) -> Rows | None:
+    def under(self, at: str) -> set[str]:
+        """The addresses of all weights of a layer or another part."""
+        return {address for address in self._addresses if address.startswith(f"{at}.")}
+
+    def compiled(self, address: str) -> Rows | None:
         """A matrix as the compiled loops read it; None where they cannot."""
         if address not in self._rows:
             self._rows[address] = self._find_rows(self._weight(address)) if available() else None
