@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from weightkit import kernels, steps
-from weightkit.engine.functions import ACTIVATIONS, WORTH, activate, layer_norm, rms_norm, soften, softmax
+from weightkit.engine.functions import ACTIVATIONS, activate, layer_norm, rms_norm, softmax
 from weightkit.engine.positions import rotate
 from weightkit.threads import Crew, crew
 
@@ -76,16 +76,30 @@ def test_activations_of_numbers_far_off(twins: pytest.MonkeyPatch, name: str) ->
 
 @pytest.mark.parametrize("n", [1, 31, 32, 500])
 def test_softmax(n: int) -> None:
-    x = normal(2, max(3, WORTH // n), n) * 20  # so many that numpy does not do it
+    x = normal(2, 5, n) * 20
     x[0, 0, n // 2 :] = -np.inf
     x[0, 0, 0] = 0
     x[1, 2, -1] = np.nan
     wide = x.astype(np.float64)
     e = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    got = soften(x.copy())
+    got = x.copy()
+    steps.soften(got)
     np.testing.assert_allclose(got, e / e.sum(axis=-1, keepdims=True), rtol=1e-5, atol=1e-30)
     assert np.isnan(got[1, 2]).all()
     np.testing.assert_allclose(softmax(x), got, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("window", [None, 1, 40, 1000])
+@pytest.mark.parametrize(("t", "n", "seen"), [(70, 100, 31), (70, 70, 1), (3, 5, 5), (33, 90, 40)])
+def test_softmax_of_what_a_query_sees(t: int, n: int, seen: int, window: int | None) -> None:
+    x = normal(2, 3, t, n) * 5
+    stop = np.minimum(n, seen + np.arange(t))[:, None]
+    place = np.arange(n)
+    hidden = (place >= stop) | (place < stop - (window or n))
+    expected = softmax(np.where(hidden, np.float32(-np.inf), x))
+    steps.soften(x, seen, window)
+    np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-7)
+    assert not x[:, :, hidden].any()
 
 
 def angles(tokens: int, half: int) -> tuple[F32, F32]:

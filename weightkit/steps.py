@@ -74,12 +74,17 @@ def _sum(kind: str, x: Array, more: Array, y: Array, factor: float) -> Job:
     return job("add", kind, x.size // width, max(1, PART_NUMBERS // width), *to)
 
 
-def soften(x: Array) -> None:  # [..., n]
-    """The softmax over the last axis of numbers side by side, where they are; by this thread alone."""
+def soften(x: Array, seen: int | None = None, window: int | None = None) -> None:  # [..., t, n]
+    """The softmax over the last axis of numbers side by side, where they are; by this thread alone.
+
+    With `seen`, row i of t is that of its first `seen` + i numbers, or of the last `window` of them; the rest is 0.
+    """
     from weightkit.compiled import direct
 
-    n = x.shape[-1]
-    direct("softmax", "F32")((ctypes.c_int64 * 5)(0, 0, 0, address_of(x), n), 0, x.size // n)
+    t, n = x.shape[-2:]
+    sight = (n, 0) if seen is None else (seen, 1)
+    arguments = (0, 0, 0, address_of(x), n, t, *sight, window or n)
+    direct("softmax", "F32")((ctypes.c_int64 * len(arguments))(*arguments), 0, x.size // n)
 
 
 def turned(x: Array, cos: Array, sin: Array, *, interleaved: bool) -> Array:  # [b, heads, t, d], [t, half] twice

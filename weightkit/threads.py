@@ -115,6 +115,8 @@ class Crew:
             from concurrent.futures import ThreadPoolExecutor
 
             self._pool = ThreadPoolExecutor(self.size)
+        if self._helpers:
+            desk().leave(True)  # who waits for compiled jobs would be in the way
         context = copy_context()  # where numpy keeps what it warns of
         for _ in self._pool.map(lambda task: context.copy().run(function, task), tasks):
             pass
@@ -133,6 +135,7 @@ class Crew:
 
     def _call(self, parts: int) -> None:
         """Have helpers for so many parts awake."""
+        desk().leave(False)
         if parts > 1 and len(self._helpers) < self.size - 1:
             self._hire()
         for _ in range(min(parts - 1, len(self._idle))):
@@ -186,7 +189,7 @@ class Desk:
         from weightkit import compiled
 
         self._numbers = (ctypes.c_int64 * compiled.DESK)()
-        self._starts = _starts()
+        self._starts, self._leave = _starts(), compiled.LEAVE
         self._address = ctypes.addressof(self._numbers)
         self._run, self._share, self._run_all = compiled.sharing()
 
@@ -199,6 +202,10 @@ class Desk:
     def run_all(self, jobs: NDArray[np.int64]) -> None:
         """Do jobs one after another, [jobs, DESK] numbers side by side."""
         self._run_all(self._address, jobs.ctypes.data, len(jobs))
+
+    def leave(self, now: bool) -> None:
+        """Have who shares wait for no more jobs, or wait again."""
+        self._numbers[self._leave] = now
 
     def share(self, patience: int) -> None:
         """Help with jobs until there was none for so many turns."""

@@ -23,13 +23,13 @@ from weightkit.compiled.numbers import I64, POINTER, VOID
 
 # ── sharing a job: its parts are handed out one by one, to whoever asks ────────────────────────────────
 
-# A desk is 64 integers: what is to hand out at 0, parts done at 8, parts in all at 9, then from 16 on one, two or
-# three products with their arguments, 16 integers each, or one other job with as many as there is room for. What is
-# to hand out is (the number of the job) · 2^24 + parts left. The arguments do not change while a part is taken, for
-# the job does not end without it. `share` does parts until there was nothing to do for so many turns; `run` does a
-# job with who else shares; `run_all` does jobs one after another, each written down as a desk of its own, with its
-# parts in all at 0.
-DESK, FIRST_ARGUMENT, ARGUMENT_STEP = 64, 16, 16
+# A desk is 64 integers: what is to hand out at 0, parts done at 8, parts in all at 9, whether to leave rather than
+# wait for more at 10, then from 16 on one, two or three products with their arguments, 16 integers each, or one other
+# job with as many as there is room for. What is to hand out is (the number of the job) · 2^24 + parts left. The
+# arguments do not change while a part is taken, for the job does not end without it. `share` does parts until there
+# was nothing to do for so many turns; `run` does a job with who else shares; `run_all` does jobs one after another,
+# each written down as a desk of its own, with its parts in all at 0.
+DESK, LEAVE, FIRST_ARGUMENT, ARGUMENT_STEP = 64, 10, 16, 16
 MOST_PRODUCTS = 3
 _SHARING = """
 declare i32 @{give_way}()
@@ -38,6 +38,7 @@ define void @share(ptr %desk, i64 %patience) {{
 entry:
   %done = getelementptr i64, ptr %desk, i64 8
   %all.at = getelementptr i64, ptr %desk, i64 9
+  %leave.at = getelementptr i64, ptr %desk, i64 10
   %arguments = getelementptr i64, ptr %desk, i64 16
   br label %look
 look:
@@ -47,8 +48,11 @@ look:
   %nothing = icmp eq i64 %left, 0
   br i1 %nothing, label %idle, label %take
 idle:
-  %tired = icmp sle i64 %turns, 0
-  br i1 %tired, label %end, label %wait
+  %leave = load atomic i64, ptr %leave.at monotonic, align 8
+  %patient = icmp eq i64 %leave, 0
+  %fresh = icmp sgt i64 %turns, 0
+  %stay = and i1 %patient, %fresh
+  br i1 %stay, label %wait, label %end
 wait:
   %fewer = sub i64 %turns, 1
   {pause}

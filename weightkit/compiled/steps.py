@@ -152,7 +152,8 @@ def _gate(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
 
 # ── softmax ────────────────────────────────────────────────────────────────────────────────────────────
 
-SOFTMAX = (*SHARED, "x", "n")
+# Row i of the t of a head sees `seen` + i · `more` of n numbers at most, the last `window` of these.
+SOFTMAX = (*SHARED, "x", "n", "t", "seen", "more", "window")
 
 
 def _soften(b: Value, x: Value, n: Value) -> None:
@@ -173,8 +174,23 @@ def _soften(b: Value, x: Value, n: Value) -> None:
 
 
 def _softmax(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:  # noqa: ARG001
-    """The softmax of rows where they are."""
-    loop(b, first, last, 1, lambda i: _soften(b, _floats(b, job.x, b.mul(i, job.n)), job.n))
+    """The softmax of what each row sees where it is, and 0 in the place of the rest."""
+
+    def smaller(a: Value, c: Value) -> Value:
+        return b.select(b.icmp_signed("<", a, c), a, c)
+
+    def zero(x: Value, start: Value, stop: Value) -> None:
+        _map(b, b.sub(stop, start), _floats(b, x, start), lambda _, lanes: constant(vector(FLOAT, lanes), 0))
+
+    def each_row(i: Value) -> None:
+        x = _floats(b, job.x, b.mul(i, job.n))
+        stop = smaller(job.n, b.add(job.seen, b.mul(b.urem(i, job.t), job.more)))
+        start = b.sub(stop, smaller(stop, job.window))
+        zero(x, I64(0), start)
+        _soften(b, _floats(b, x, start), b.sub(stop, start))
+        zero(x, stop, job.n)
+
+    loop(b, first, last, 1, each_row)
 
 
 # ── rotation ───────────────────────────────────────────────────────────────────────────────────────────

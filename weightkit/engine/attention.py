@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weightkit.engine.functions import F32, soften
+from weightkit import kernels, steps
+from weightkit.engine.functions import F32, softmax
 from weightkit.threads import crew
 
 MOST_SCORES = 1 << 24  # numbers held at a time: 64 MB
-MANY = (
-    128  # queries at a time, so that they see few keys that come after them; from so many on, heads share the threads
-)
+# Queries at a time, so that they see few keys that come after them; from so many on, heads share the threads.
+MANY = 128
+WORTH = 1 << 12  # scores of a head from which on compiled loops are used
 
 # What is added to scores: (first and last query, first and last key) -> [heads, queries, keys], or broadcast to it.
 Bias = Callable[[int, int, int, int], F32]
@@ -30,6 +31,11 @@ class Scores:
     bias: Bias | None = None
     sinks: F32 | None = None  # [heads]: a score more in each row, whose weight goes to no value
     seen: Callable[[F32], F32] | None = None  # is given the weights, [batch, heads, t, n], and may change them
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weights are no more than a softmax of the scaled products that a query sees."""
+        return self.cap is None and self.bias is None and self.sinks is None
 
 
 def attention(q: F32, k: F32, v: F32, how: Scores) -> F32:
@@ -75,19 +81,22 @@ def _attend(q: F32, k: F32, v: F32, how: Scores, out: F32) -> None:
 
 def _weights(scores: F32, how: Scores, span: tuple[int, int, int, int]) -> F32:  # [b, heads, t, n] -> the same
     """The weights of the values, from the products of queries and keys; `span` as a Bias takes it."""
+    low, high, start, stop = span
+    if how.plain and scores[0, 0].size >= WORTH and kernels.available():
+        steps.soften(scores, low - start + 1 if how.causal else None, how.window)
+        return scores
     if how.cap is not None:
         cap = np.float32(how.cap)
         scores = np.tanh(scores / cap) * cap
     if how.bias is not None:
         scores = scores + how.bias(*span)
     if how.causal and (how.window or scores.shape[-2] > 1):  # a single query sees all that was before it
-        low, high, start, stop = span
         first = start if how.window else low  # all queries see the keys before the first of them
         scores[..., first - start :] += mask(low, high, first, how.window, stop)
     if how.sinks is None:
-        return soften(scores)
+        return softmax(scores)
     sinks = np.broadcast_to(how.sinks[:, None, None], (*scores.shape[:3], 1))
-    return soften(np.concatenate((scores, sinks), axis=-1))[..., :-1]
+    return softmax(np.concatenate((scores, sinks), axis=-1))[..., :-1]
 
 
 def mask(low: int, high: int, start: int, window: int | None, stop: int | None = None) -> F32:

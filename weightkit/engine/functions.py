@@ -59,14 +59,6 @@ def softmax(x: F32) -> F32:  # [..., n] -> [..., n]
     return e
 
 
-def soften(x: F32) -> F32:  # [..., n] -> [..., n]
-    """The softmax of an array that is not needed any more."""
-    if x.size < WORTH or not (x.flags.c_contiguous and _are_rows(x)):
-        return softmax(x)
-    steps.soften(x)
-    return x
-
-
 def log_softmax(x: F32) -> NDArray[np.float64]:  # [..., n] -> [..., n]
     """log softmax in float64, for the small differences that measurements are made of."""
     wide = x.astype(np.float64)
