@@ -29,7 +29,7 @@ import numpy as np
 
 THREADS = 2
 ROUNDS = 5
-STEPS = 24  # tokens of a decode
+STEPS = 64  # tokens of a decode
 SMALL = {"hidden": 768, "layers": 12, "heads": 12, "kv_heads": 12, "ffn": 2048}  # 134 million parameters
 LARGE = {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "ffn": 5632}  # TinyLlama: 1.1 billion
 VOCAB = 32_000
