@@ -194,5 +194,13 @@ def test_a_template_has_so_much_memory_and_no_more(monkeypatch: pytest.MonkeyPat
 
 
 def test_messages_that_are_no_json() -> None:
-    with pytest.raises(EngineError, match="messages are objects"):
-        chat.render("", [{"role": object()}], {}, "model")
+    with pytest.raises(EngineError, match="objects with a role"):
+        chat.render("", [{"role": "user", "content": object()}], {}, "model")
+
+
+@pytest.mark.parametrize("bad", ["hello", USER, [1], ["hello"], [{"role": "user"}], [{"role": 1, "content": "a"}]])
+def test_messages_that_are_none(bad: Any) -> None:
+    with pytest.raises(EngineError, match="objects with a role"):
+        chat.render("{{ messages }}", bad, {}, "model")
+    called = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    assert chat.render("{{ messages | length }}", [USER, called], {}, "model") == "2"

@@ -16,7 +16,7 @@ from tests import running, tiny
 from tests import test_families as families
 from tests.by_hand import tokenizer
 from tests.conftest import Cli
-from weightkit.engine.generate import Sampling, candidates, choose
+from weightkit.engine.generate import Choice, Sampling, candidates, choose, generate
 from weightkit.errors import ConfigError, EngineError
 
 F32 = NDArray[np.float32]
@@ -108,8 +108,10 @@ def test_a_very_high_temperature_is_even(temperature: float) -> None:
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
-        ({"top_k": 0}, "top_k is at least 1"),
-        ({"top_k": -3}, "top_k is at least 1"),
+        ({"top_k": 0}, "top_k is a whole number from 1"),
+        ({"top_k": -3}, "top_k is a whole number from 1"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_k": 1.5}, "top_k is a whole number from 1"),
         ({"top_p": 0.0}, "top_p is a probability above 0"),
         ({"top_p": 1.1}, "top_p is a probability above 0"),
         ({"top_p": float("nan")}, "top_p is a probability above 0"),
@@ -157,7 +159,7 @@ def test_top_k_of_one_is_greedy(model: wk.Model) -> None:
 
 def test_each_token_comes_with_the_logits_it_was_chosen_from(model: wk.Model) -> None:
     ids = list(PROMPT)
-    for token, logits in model.stream(PROMPT, 10, Sampling(1.0, 5, seed=4)):
+    for token, logits in model.stream(PROMPT, 10, temperature=1.0, top_k=5, seed=4):
         np.testing.assert_allclose(logits, model.logits(ids)[-1], atol=1e-4)
         assert token in np.argsort(-logits)[:5]
         ids.append(token)
@@ -197,7 +199,7 @@ def test_a_text_ends_with_the_token_that_ends_texts(spoken: list[int], tmp_path:
     assert model.generate(words(PROMPT), 8) == words(spoken[:7])
     assert model.generate(words(PROMPT), 8, ignore_eos=True) == words(spoken[:11])
     assert model.generate(PROMPT, 8) == spoken[:11]  # ids are as many as were asked for
-    assert [i for i, _ in model.stream(PROMPT, 8, None, {spoken[5]})] == spoken[3:6]
+    assert [i for i, _ in generate(model.engine, PROMPT, 8, ends={spoken[5]})] == spoken[3:6]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,11 @@ def test_a_stop_string_ends_a_text_across_tokens(spoken: list[int], tmp_path: Pa
         model.generate("w1", 2, stop="")
 
 
+def test_a_stop_string_needs_a_text(model: wk.Model) -> None:
+    with pytest.raises(EngineError, match="no text that a stop string"):
+        model.generate(PROMPT, 4, stop="5")
+
+
 @pytest.mark.parametrize("length", [1, 9, 10])
 def test_it_stops_after_the_last_learned_position(gpt2: wk.Model, length: int) -> None:
     """The last position predicts one more token, which nothing can be predicted from."""
@@ -250,11 +257,46 @@ def test_a_prompt_longer_than_the_positions_is_refused(gpt2: wk.Model) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "prompt is empty"), ([97], "id 97"), ("a text", "no tokenizer.json"), ([[1, 2], [3, 4]], "one sequence|ids")],
+    [
+        ([], "prompt is empty"),
+        ([97], "id 97"),
+        ("a text", "no tokenizer.json"),
+        ([[1, 2], [3, 4]], "one text, or its token ids"),
+        (None, "one text"),
+        ([1.5], "whole numbers"),
+        (7, "one text"),
+    ],
 )
 def test_prompts_that_are_none(model: wk.Model, prompt: Any, message: str) -> None:
     with pytest.raises(EngineError, match=message):
         model.generate(prompt, 3)
+
+
+def test_prompts_that_are_text_or_ids_of_any_kind(spoken: list[int], tmp_path: Path) -> None:
+    model = with_ends(tmp_path, None)
+    text, array = words(PROMPT), np.array(PROMPT)
+    for prompt in (array, array[None], tuple(PROMPT)):
+        got = model.generate(prompt, 4)
+        assert json.dumps(got) == json.dumps(spoken[:7])
+    np.testing.assert_array_equal(model.logits(text), model.logits(PROMPT))
+    assert [i for i, _ in model.stream(text, 4)] == [i for i, _ in model.stream(PROMPT, 4)] == spoken[3:7]
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, "2", None, True])
+def test_numbers_of_tokens_that_are_none(model: wk.Model, count: Any) -> None:
+    for ask in (model.generate, model.write, model.stream, model.next_tokens):
+        with pytest.raises(EngineError, match=r"is a whole number from [01], not"):
+            ask(PROMPT, count)
+
+
+def test_drawing_is_spelled_alike_everywhere(tmp_path: Path) -> None:
+    model = with_ends(tmp_path, None)
+    draw: Choice = {"temperature": 2.0, "top_k": 30, "top_p": 0.9, "seed": 5}
+    ids = model.generate(PROMPT, 8, **draw)
+    assert ids != model.generate(PROMPT, 8)
+    assert [i for i, _ in model.stream(PROMPT, 8, **draw)] == ids[3:]
+    writing = model.write(words(PROMPT), 8, **draw)
+    assert (writing.whole(), writing.ids) == (words(ids), ids[3:])
 
 
 def test_an_error_stands_alone(cli: Cli, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
+from typing import Any
 
 
 class WeightkitError(Exception):
@@ -59,3 +61,10 @@ def one_line(names: Iterable[str], most: int = 8) -> str:
     """A list of names for an error message, cut where it would grow past a line."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def whole_number(value: Any, what: str, *, least: int = 0) -> int:
+    """The value, where it is a whole number from `least` on; EngineError, which calls it `what`, where it is not."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
+        raise EngineError(f"{what} is a whole number from {least}, not {value!r}")
+    return int(value)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
 from weightkit.checkpoint import GENERATION, Checkpoint
 from weightkit.dtypes import Array
-from weightkit.errors import ConfigError, EngineError
+from weightkit.errors import ConfigError, EngineError, whole_number
 from weightkit.registry import Registry
 
 # Rooms above are entered where they are used: counting should not wait for the engine to load.
 if TYPE_CHECKING:
     from weightkit.engine.chat import Messages
     from weightkit.engine.forward import Engine
-    from weightkit.engine.generate import Sampling
+    from weightkit.engine.generate import Choice
     from weightkit.engine.tokenizer import Tokenizer
     from weightkit.engine.writing import Writing
 
 Ids = Sequence[int] | Sequence[Sequence[int]] | Array
+Prompt = str | Sequence[int] | Array  # a text, or its token ids
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,28 @@ class Running:
         path = self.checkpoint.tokenizer_path or self.checkpoint.path
         return Tokenizer(raw, path, self.checkpoint.tokenizer_settings())
 
-    def ids(self, prompt: str | Sequence[int]) -> list[int]:
-        """The token ids of a text; ids are given back as they are."""
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    def ids(self, prompt: Prompt) -> list[int]:
+        """The token ids of a text; ids are given back as they are. Raises EngineError for what is neither."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        try:
+            one: Any = prompt[0] if _is_batch(prompt) and len(prompt) == 1 else prompt
+            return [operator.index(token_id) for token_id in one]
+        except TypeError:
+            raise EngineError("a prompt is one text, or its token ids: whole numbers, as in [1, 403, 407]") from None
 
-    def logits(self, ids: Ids, *, decoder_ids: Ids | None = None) -> Array:
+    def logits(self, ids: str | Ids, *, decoder_ids: Ids | None = None) -> Array:
         """Logits of the next token at every position: [tokens, vocab], or [batch, tokens, vocab].
 
-        Those of a masked language model say which token is at each position. A model with an encoder reads
-        `ids` with it, and the logits are those after each of `decoder_ids`; without them, after the token
-        that its decoder begins with.
+        `ids` are token ids, or a text, or a batch: several sequences of ids, all of one length. The logits of a
+        masked language model say which token is at each position. A model with an encoder reads `ids` with it,
+        and the logits are those after each of `decoder_ids`; without them, after the token that its decoder
+        begins with.
+
+        Raises EngineError for a model that cannot be run, for ids outside its vocabulary and for more of them than
+        it has positions. Of weights that are NaN the logits are NaN, which all that chooses tokens refuses.
         """
+        ids = self.ids(ids) if isinstance(ids, str) else ids
         logits = self._logits(ids, decoder_ids)
         return logits if _is_batch(ids) else logits[0]
 
@@ -91,22 +104,23 @@ class Running:
         answer = start if decoder_ids is None else engine.ids(decoder_ids)
         return engine.logits(answer, source=engine.encode(array), last=last)
 
-    def next_tokens(
-        self, prompt: str | Sequence[int], most: int = 10, *, decoder_ids: Sequence[int] | None = None
-    ) -> list[Token]:
+    def next_tokens(self, prompt: Prompt, most: int = 10, *, decoder_ids: Sequence[int] | None = None) -> list[Token]:
         """The likeliest next tokens after a prompt, likeliest first; `decoder_ids` as in `logits`.
 
-        Raises EngineError for a masked language model: that can `fill`.
+        Raises EngineError as `logits` does, for logits that are not finite, and for a masked language model: that
+        can `fill`.
         """
+        most = whole_number(most, "most", least=1)
         ids = self._prompt_ids(prompt)
         self.engine.require_continues()
-        return self._table(self._finite(ids, decoder_ids, last=True)[-1], most)
+        return self._table(self._finite_logits(ids, decoder_ids, last=True)[-1], most)
 
-    def fill(self, prompt: str | Sequence[int], most: int = 10) -> list[list[Token]]:
+    def fill(self, prompt: Prompt, most: int = 10) -> list[list[Token]]:
         """What a masked language model puts in the place of each mask of a text, likeliest first.
 
-        Raises EngineError where the text has no mask, or the model is none of these.
+        Raises EngineError where the text has no mask, or the model is none of these, and as `next_tokens` does.
         """
+        most = whole_number(most, "most", least=1)
         ids = self._prompt_ids(prompt)
         if self.engine.continues:
             raise EngineError("this model continues a text and fills no masks in it")
@@ -118,61 +132,101 @@ class Running:
         masks = [place for place, token_id in enumerate(ids) if token_id == self.tokenizer.id_of(mask)]
         if not masks:
             raise EngineError(f"this model says what masked tokens are: put {mask} where one is asked for")
-        logits = self._finite(ids)
+        logits = self._finite_logits(ids)
         return [self._table(logits[place], most) for place in masks]
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        max_tokens: int = 40,
+        *,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        **choice: Unpack[Choice],
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[int] | Array,
+        max_tokens: int = 40,
+        *,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        **choice: Unpack[Choice],
+    ) -> list[int]: ...
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         max_tokens: int = 40,
         *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        seed: int = 0,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
-    ) -> Any:
-        """Continue a prompt: text for a text, ids for ids, the prompt included. It ends as `write` does.
+        **choice: Unpack[Choice],
+    ) -> str | list[int]:
+        """Continue a prompt: text for a text, ids for ids, the prompt included. It goes and ends as `write` does.
 
         What a model with an encoder answers is given alone.
         """
-        from weightkit.engine.generate import Sampling
-
-        sampling = Sampling(temperature, top_k, top_p, seed)
         if isinstance(prompt, str):
-            return self.write(prompt, max_tokens, sampling, stop=stop, ignore_eos=ignore_eos).whole()
-        before = [] if self.engine.has_encoder else self._prompt_ids(prompt)
+            return self.write(prompt, max_tokens, stop=stop, ignore_eos=ignore_eos, **choice).whole()
+        ids = self._prompt_ids(prompt)
+        before = [] if self.engine.has_encoder else ids
         if not stop:  # no text is needed, nor a tokenizer
-            return before + [token_id for token_id, _ in self.stream(self._prompt_ids(prompt), max_tokens, sampling)]
-        writing = self.write(prompt, max_tokens, sampling, stop=stop)
+            return before + [token_id for token_id, _ in self.stream(ids, max_tokens, **choice)]
+        writing = self.write(ids, max_tokens, stop=stop, **choice)
         writing.whole()
         return before + writing.ids
 
     def write(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         max_tokens: int = 40,
-        sampling: Sampling | None = None,
         *,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        **choice: Unpack[Choice],
     ) -> Writing:
         """What follows a prompt, to iterate over in parts of text as they are written.
 
-        A text ends before a string of `stop`, at the model's end of text, and after `max_tokens`. Ids go on
-        after the end of text: who gives ids means ids.
+        Tokens are the likeliest ones or, with a `temperature` above 0, drawn by their probabilities: of the `top_k`
+        likeliest, and of the fewest likeliest that have the probability `top_p` together; another `seed` draws
+        others. A text ends before a string of `stop`, at the model's end of text unless `ignore_eos`, after
+        `max_tokens`, and where a model with learned positions has no more of them. Ids go on after the end of text:
+        who gives ids means ids.
+
+        Raises EngineError for what is asked wrongly, and while it is written where logits are not finite.
         """
         ids = self._prompt_ids(prompt)
-        ends = self.end_ids if isinstance(prompt, str) and not ignore_eos else ()
         context = () if self.engine.has_encoder else ids
-        return self._writing(ids, max_tokens, sampling, ends, context=context, stop=stop)
+        return self._writing(ids, max_tokens, choice, self._ends(prompt, ignore_eos), context=context, stop=stop)
+
+    def stream(
+        self, prompt: Prompt, max_tokens: int = 40, *, ignore_eos: bool = False, **choice: Unpack[Choice]
+    ) -> Iterator[tuple[int, Array]]:
+        """The ids that follow a prompt, one by one, each with the logits [vocab] it was chosen from.
+
+        They are chosen, and end, as in `write`; the end of text is the last of them.
+        """
+        return self._stream(self._prompt_ids(prompt), max_tokens, choice, self._ends(prompt, ignore_eos))
+
+    def _ends(self, prompt: Prompt, ignore_eos: bool) -> Collection[int]:
+        return self.end_ids if isinstance(prompt, str) and not ignore_eos else ()
+
+    def _stream(
+        self, ids: list[int], max_tokens: int, choice: Choice, ends: Collection[int]
+    ) -> Iterator[tuple[int, Array]]:
+        from weightkit.engine.generate import Sampling, generate
+
+        return generate(self.engine, ids, whole_number(max_tokens, "max_tokens"), Sampling(**choice), ends)
 
     def chat_prompt(self, messages: Messages) -> str:
         """Messages as the text that the model goes on from as the assistant, by its chat template.
 
         `messages` are as in `[{"role": "user", "content": "Hello"}]`; the roles are usually system, user and
-        assistant. Raises EngineError where there is no template, or where it refuses them.
+        assistant. Raises EngineError where they are none, where there is no template, or where it refuses them.
         """
         from weightkit.engine import chat
 
@@ -186,23 +240,24 @@ class Running:
         self,
         messages: Messages,
         max_tokens: int = 256,
-        sampling: Sampling | None = None,
         *,
         stop: str | Sequence[str] = (),
+        **choice: Unpack[Choice],
     ) -> Writing:
         """What the assistant answers to messages, to iterate over in parts of text as they are written.
 
-        It ends as `write` does, and at the tokenizer's end of text. Raises EngineError as `chat_prompt` does.
+        Tokens are chosen as in `write`; it ends as that does, and at the tokenizer's end of text. Raises EngineError
+        as `chat_prompt` and `write` do.
         """
         _ = self.engine  # that the model cannot be run at all is said first
         ids = self.tokenizer.encode(self.chat_prompt(messages), special=False)  # the template has them
-        return self._writing(ids, max_tokens, sampling, self.end_ids | self._tokenizer_end, stop=stop)
+        return self._writing(ids, max_tokens, choice, self.end_ids | self._tokenizer_end, stop=stop)
 
     def _writing(
         self,
         ids: list[int],
         max_tokens: int,
-        sampling: Sampling | None,
+        choice: Choice,
         ends: Collection[int],
         *,
         context: Sequence[int] = (),
@@ -210,19 +265,11 @@ class Running:
     ) -> Writing:
         from weightkit.engine.writing import Writing
 
-        new = (token_id for token_id, _ in self.stream(ids, max_tokens, sampling, ends))
-        return Writing(new, self.decode, prompt=ids, context=context, stop=(stop,) if isinstance(stop, str) else stop)
-
-    def stream(
-        self, ids: Sequence[int], max_tokens: int, sampling: Sampling | None = None, ends: Collection[int] = ()
-    ) -> Iterator[tuple[int, Array]]:
-        """The ids that follow a prompt, one by one, each with the logits [vocab] it was chosen from.
-
-        One of `ends` is the last, wherever it comes.
-        """
-        from weightkit.engine.generate import generate
-
-        return generate(self.engine, ids, max_tokens, sampling, ends)
+        stop = (stop,) if isinstance(stop, str) else stop
+        if stop and self.checkpoint.tokenizer() is None:
+            raise EngineError("there is no tokenizer.json, so there is no text that a stop string could be in")
+        new = (token_id for token_id, _ in self._stream(ids, max_tokens, choice, ends))
+        return Writing(new, self.decode, prompt=ids, context=context, stop=stop)
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
@@ -259,14 +306,16 @@ class Running:
         except EngineError:
             return f"<{token_id}>"
 
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
         _ = self.engine  # that the model cannot be run at all is said first
         ids = self.ids(prompt)
         if not ids:
             raise EngineError("the prompt is empty: give at least one token")
         return ids
 
-    def _finite(self, ids: Sequence[int], decoder_ids: Sequence[int] | None = None, *, last: bool = False) -> Array:
+    def _finite_logits(
+        self, ids: Sequence[int], decoder_ids: Sequence[int] | None = None, *, last: bool = False
+    ) -> Array:
         from weightkit.engine.finite import require_finite
 
         logits = self._logits(ids, decoder_ids, last=last)[0]

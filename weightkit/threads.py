@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weightkit.dtypes import Array
-from weightkit.errors import EngineError
+from weightkit.errors import whole_number
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -226,9 +226,7 @@ def set_threads(count: int | None = None) -> None:
 
     What is computed does not depend on it. Raises EngineError for what is no number of threads.
     """
-    if count is not None and (type(count) is not int or count < 1):
-        raise EngineError(f"a number of threads is a whole number from 1, not {count!r}")
-    crew.resize(count)
+    crew.resize(None if count is None else whole_number(count, "a number of threads", least=1))
 
 
 def by_rows(function: Callable[..., Array], *arrays: Array) -> Array:

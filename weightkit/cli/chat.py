@@ -12,6 +12,7 @@ from weightkit.cli.output import Json, ModelPath, Threads, UsageError, emit, ope
 from weightkit.cli.run import Seed, Stop, Temperature, TopK, TopP, stream
 
 if TYPE_CHECKING:
+    from weightkit.engine.generate import Choice
     from weightkit.engine.writing import Writing
 
 Message = dict[str, str]
@@ -41,14 +42,12 @@ def chat(
     json: Json = False,
 ) -> None:
     """Say something to a model that has a chat template. Ctrl-D ends a conversation."""
-    from weightkit.engine.generate import Sampling
-
     opened = open_model(model)
-    sampling = Sampling(temperature, top_k, top_p, seed)
+    choice: Choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     messages = [] if system is None else [_message("system", system)]
 
     def answer() -> Writing:
-        return opened.chat(messages, max_tokens, sampling, stop=stop or ())
+        return opened.chat(messages, max_tokens, stop=stop or (), **choice)
 
     if message is None and sys.stdin.isatty():
         if json:

@@ -15,6 +15,7 @@ from weightkit.report import units
 from weightkit.report.tables import Column, table
 
 if TYPE_CHECKING:
+    from weightkit.engine.generate import Choice
     from weightkit.engine.writing import Writing
     from weightkit.model import Model
     from weightkit.running import Token
@@ -64,10 +65,8 @@ def run(
     engine = opened.engine  # that it cannot be run at all is said first
     start = prompt if prompt is not None else parse_ids(ids or "")
     if max_tokens is not None:
-        from weightkit.engine.generate import Sampling
-
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        writing = opened.write(start, max_tokens, sampling, stop=stop or (), ignore_eos=ignore_eos)
+        choice: Choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        writing = opened.write(start, max_tokens, stop=stop or (), ignore_eos=ignore_eos, **choice)
         _note_length(opened, len(writing.prompt) + max_tokens)
         _generate(opened, writing, top, json)
         return

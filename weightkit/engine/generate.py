@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,16 @@ from weightkit.engine.cache import Cache
 from weightkit.engine.finite import require_finite
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32
-from weightkit.errors import EngineError
+from weightkit.errors import EngineError, whole_number
+
+
+class Choice(TypedDict, total=False):
+    """How the next token is chosen, as callers say it: the keywords of Sampling."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -25,14 +36,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise EngineError(f"the temperature is a number from 0, got {self.temperature:g}")
-        if self.top_k is not None and self.top_k < 1:
-            raise EngineError(f"top_k is at least 1, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise EngineError(f"top_p is a probability above 0 and at most 1, got {self.top_p:g}")
-        if self.seed < 0:
-            raise EngineError(f"a seed is not negative, got {self.seed}")
+        if not _within(self.temperature, lambda t: 0 <= t < float("inf")):
+            raise EngineError(f"the temperature is a number from 0, not {self.temperature!r}")
+        if self.top_k is not None:
+            whole_number(self.top_k, "top_k", least=1)
+        if not _within(self.top_p, lambda p: 0 < p <= 1):
+            raise EngineError(f"top_p is a probability above 0 and at most 1, not {self.top_p!r}")
+        whole_number(self.seed, "a seed")
+
+
+def _within(value: Any, bounds: Callable[[float], bool]) -> bool:
+    return isinstance(value, Real) and bounds(float(value))
 
 
 def generate(
