@@ -249,10 +249,12 @@ def test_windows_are_no_longer_than_models_are_made_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        ({"window": 1}, "a window of 1 token"),
-        ({"window": 0}, "a window of 0 token"),
+        ({"window": 1}, "at least 2 tokens, .* not of 1"),
+        ({"window": 0}, "at least 2 tokens, .* not of 0"),
         ({"window": 8, "overlap": 0}, "overlap by 1 to 7, not by 0"),
         ({"window": 8, "overlap": 8}, "overlap by 1 to 7, not by 8"),
+        ({"window": -3}, "a whole number from 0, not -3"),
+        ({"window": 2.5}, r"a whole number from 0, not 2\.5"),
         ({"overlap": 600}, "overlap by 1 to 63, not by 600"),
     ],
 )

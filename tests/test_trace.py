@@ -77,6 +77,8 @@ def test_the_stream_is_the_sum_of_what_the_halves_add(variant: str, tmp_path: Pa
     for at in ins:
         added = [traced[f"{at}.{half}.out"] for half in ("attn", "cross", "ffn") if f"{at}.{half}.out" in traced]
         assert close(sum(added, traced[f"{at}.in"]), traced[f"{at}.out"])
+        if f"{at}.mid" in traced:  # not where both halves read the same
+            assert close(traced[f"{at}.mid"] + traced[f"{at}.ffn.out"], traced[f"{at}.out"])
 
 
 @pytest.mark.parametrize("variant", ATTEND)
@@ -153,6 +155,23 @@ def test_a_trace_is_a_mapping_with_its_text(model: wk.Model) -> None:
     assert traced.axes["layers.0.attn.q"] == ("head", "position", "dim")
     traced = model.trace("w5 w17", ["layers.0.out", "layers.1.in"])
     assert not np.shares_memory(traced["layers.0.out"], traced["layers.1.in"])
+
+
+def test_what_is_given_as_one_is_one_of_a_list(model: wk.Model) -> None:
+    change = wk.zero("layers.0.out")
+    for ask in (model.trace, model.activations):
+        one, several = ask(IDS, "layers.*.out", change), ask(IDS, ["layers.*.out"], [change])
+        assert str(one) == str(several)
+    assert np.array_equal(model.lens(IDS, change)["layers.0.out"], model.lens(IDS, [change])["layers.0.out"])
+    for tokens in (5, "w5"):
+        got = model.contributions(IDS, tokens)
+        assert all(np.array_equal(x, got[address]) for address, x in model.contributions(IDS, [5]).items())
+
+
+def test_what_a_trace_looks_like(model: wk.Model) -> None:
+    assert repr(model.trace(IDS, "norm")) == "<Trace of 9 tokens: norm, logits>"
+    assert repr(model.lens(IDS)) == "<Lens at embed, layers.0.out, layers.1.out, layers.2.out>"
+    assert model.trace(IDS).get("norm") is None
 
 
 def test_a_decoder_beside_an_encoder(tmp_path: Path) -> None:
@@ -376,7 +395,12 @@ REFUSED: list[tuple[Callable[[wk.Model], Any], type[Exception], str]] = [
     (lambda m: m.trace(IDS, [], [wk.noise("layers.0.out", std=1.0)]), EditError, "zeroed, set, scaled or replaced"),
     (lambda m: m.trace(IDS, [], [wk.replace("embed", np.ones((8, 48)))]), EditError, r"\[8, 48\] cannot replace"),
     (lambda m: wk.replace("embed", "x"), EditError, "array of numbers"),
-    (lambda m: m.trace(cast(Any, [IDS, IDS])), EngineError, "of one text, not of 2"),
+    (lambda m: m.trace(IDS, [], cast(Any, ["norm"])), EditError, "'norm' is no change"),
+    (lambda m: m.trace(cast(Any, [IDS, IDS])), EngineError, "one text, or its token ids"),
+    (lambda m: m.contributions("w5", " w5 w6"), EngineError, "' w5 w6' is 2 tokens"),
+    (lambda m: m.trace(IDS, ["norm"])["layers.*.out"], AddressError, r"\*\.out: was not captured; .* is norm, logits"),
+    (lambda m: m.trace(IDS)["norm"], KeyError, "^norm: was not captured"),
+    (lambda m: m.lens(IDS)["norm"], KeyError, r"what was is embed, layers\.0"),
     (lambda m: m.trace([97]), EngineError, "id 97"),
     (lambda m: m.trace(""), EngineError, "empty"),
     (lambda m: m.trace(IDS, decoder_ids=[0]), EngineError, "no encoder"),

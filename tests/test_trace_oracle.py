@@ -34,6 +34,7 @@ class Modules(NamedTuple):
     up: str  # whose output the activation function takes
     down: str
     ffn_added: str
+    ffn_from: str  # the module that is given the stream between attention and FFN; none where they run in parallel
 
 
 LLAMA = Modules(
@@ -44,9 +45,14 @@ LLAMA = Modules(
     "mlp.gate_proj",
     "mlp.down_proj",
     "mlp",
+    "post_attention_layernorm",
 )
-GEMMA2 = LLAMA._replace(attention_added="post_attention_layernorm", ffn_added="post_feedforward_layernorm")
-GPT2 = Modules("transformer.h", ("attn.c_attn",), "attn.c_proj", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "mlp")
+GEMMA2 = LLAMA._replace(
+    attention_added="post_attention_layernorm",
+    ffn_added="post_feedforward_layernorm",
+    ffn_from="pre_feedforward_layernorm",
+)
+GPT2 = Modules("transformer.h", ("attn.c_attn",), "attn.c_proj", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "mlp", "ln_2")
 BERT = Modules(
     "bert.encoder.layer",
     ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -55,10 +61,16 @@ BERT = Modules(
     "intermediate.dense",
     "output.dense",
     "output.dense",
+    "intermediate.dense",
 )
 FAMILIES = {"llama": LLAMA, "gemma2": GEMMA2, "gpt2": GPT2, "qwen2_moe": LLAMA, "bert": BERT}
 FAMILIES["phi"] = LLAMA._replace(
-    o="self_attn.dense", attention_added="self_attn.dense", up="mlp.fc1", down="mlp.fc2", ffn_added="mlp.fc2"
+    o="self_attn.dense",
+    attention_added="self_attn.dense",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    ffn_added="mlp.fc2",
+    ffn_from="",
 )
 ROTATED = ("llama", "gemma2", "qwen2_moe", "phi")
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -130,7 +142,7 @@ def test_both_stacks_of_t5(tmp_path: Path) -> None:
 def test_what_is_inside_a_layer(family: str, tmp_path: Path) -> None:
     folder, modules = running.write(tmp_path, family), FAMILIES[family]
     at = f"{modules.layers}.{LAYER}."
-    kept = seen(oracle.load(folder), [at + name for name in {*modules.qkv, *modules[2:]}])
+    kept = seen(oracle.load(folder), [at + name for name in {*modules.qkv, *modules[2:]} if name])
     model = wk.open(folder)
     traced = model.trace(IDS, [f"layers.{LAYER}"])
     ours = {name.removeprefix(f"layers.{LAYER}."): x for name, x in traced.items()}
@@ -144,6 +156,9 @@ def test_what_is_inside_a_layer(family: str, tmp_path: Path) -> None:
     for name, x in want.items():
         assert error(ours[f"attn.{name}"], x) < TOLERANCE, name
     assert error(ours["attn.out"], kept[at + modules.attention_added][1]) < TOLERANCE
+    assert ("mid" in ours) == bool(modules.ffn_from)
+    if modules.ffn_from:
+        assert error(ours["mid"], kept[at + modules.ffn_from][0]) < TOLERANCE
     assert error(ours["ffn.pre"], kept[at + modules.up][1]) < TOLERANCE
     assert error(ours["ffn.post"], kept[at + modules.down][0]) < TOLERANCE
     assert error(ours["ffn.out"], kept[at + modules.ffn_added][1]) < TOLERANCE

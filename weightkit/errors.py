@@ -32,6 +32,12 @@ class AddressError(WeightkitError):
     """An address does not parse, or names nothing in this model."""
 
 
+class NotCapturedError(AddressError, KeyError):
+    """A trace does not hold what an address names."""
+
+    __str__ = Exception.__str__  # that of KeyError puts quotes around a sentence
+
+
 class EditError(WeightkitError):
     """An edit cannot be made as asked."""
 

@@ -59,6 +59,8 @@ def _layer(engine: Engine, at: str, layer: int) -> Iterator[tuple[str, Axes]]:
         yield from _attention(f"{at}.attn", "head" if config.latent else "kv_head")
         if at.startswith("decoder."):
             yield from ((f"{at}.cross.{what}", axes) for what, axes in _mixing("source"))
+        if not config.parallel:
+            yield f"{at}.mid", STREAM
         if config.is_dense(layer):
             yield from ((f"{at}.ffn.{what}", NEURONS) for what in ("pre", "post"))
         else:

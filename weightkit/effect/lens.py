@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightkit.effect.changes import Change
-from weightkit.effect.trace import Text, trace
+from weightkit.effect.trace import Text, held, trace
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32
-from weightkit.errors import EngineError
+from weightkit.errors import EngineError, one_line
 
 BIAS = "bias"  # what is in the logits whatever the text: the biases of the final norm and the vocab projection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lens(Mapping[str, F32]):
     """The logits, [tokens, vocab], that the model would end with if it ended after each layer.
 
@@ -27,8 +27,11 @@ class Lens(Mapping[str, F32]):
     engine: Engine
     streams: dict[str, F32]  # [tokens, width]
 
+    def __repr__(self) -> str:
+        return f"<Lens at {one_line(self.streams, most=4)}>"
+
     def __getitem__(self, address: str) -> F32:
-        return self.engine.read_out(self.streams[address])
+        return self.engine.read_out(held(self.streams, address))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.streams)

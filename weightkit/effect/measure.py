@@ -14,7 +14,7 @@ from weightkit.dtypes import Array
 from weightkit.effect.windows import WINDOW, Cut, Masks, Window, predictions, windows
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32, log_softmax
-from weightkit.errors import EngineError
+from weightkit.errors import EngineError, whole_number
 from weightkit.parallel import Progress
 
 COMPARED_BYTES = 8 << 20  # of logits, which are widened to float64
@@ -105,12 +105,13 @@ def _require_comparable(a: Engine, b: Engine) -> None:
 
 
 def _cut(a: Engine, b: Engine, window: int | None, overlap: int | None) -> Cut:
+    window = None if window is None else whole_number(window, "a window")
     most = min((e.most_tokens for e in (a, b) if e.most_tokens is not None), default=None)
     if window is None:
         window = min([WINDOW, *(e.made_for for e in (a, b) if e.made_for is not None)])
     elif most is not None and window > most:
         raise EngineError(f"a window of {window} tokens is more than the {most} positions that these models have")
-    return Cut(window, window // 2 if overlap is None else overlap)
+    return Cut(window, window // 2 if overlap is None else whole_number(overlap, "an overlap"))
 
 
 @dataclass

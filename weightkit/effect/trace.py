@@ -15,7 +15,7 @@ from weightkit.engine.attention import MOST_SCORES
 from weightkit.engine.cache import Cache
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32
-from weightkit.errors import AddressError, EngineError
+from weightkit.errors import AddressError, EditError, EngineError, NotCapturedError, one_line
 from weightkit.parallel import Progress
 
 STEP = 256  # tokens that run at a time
@@ -32,7 +32,7 @@ class Text:
     decoder_ids: list[int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace(Mapping[str, Array]):
     """The activations that were captured, by address, each with the axes that `axes` names; and the text."""
 
@@ -50,14 +50,25 @@ class Trace(Mapping[str, Array]):
         """The logits at every position, [tokens, vocab]."""
         return self["logits"]
 
+    def __repr__(self) -> str:
+        return f"<Trace of {len(self.ids):,} tokens: {one_line(self.arrays, most=4)}>"
+
     def __getitem__(self, address: str) -> Array:
-        return self.arrays[address]
+        return held(self.arrays, address)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)
 
     def __len__(self) -> int:
         return len(self.arrays)
+
+
+def held(arrays: Mapping[str, Array], address: str) -> Array:
+    """The array at an address; NotCapturedError, which says what is there, where there is none."""
+    try:
+        return arrays[address]
+    except KeyError:
+        raise NotCapturedError(f"{address}: was not captured; what was is {one_line(arrays)}") from None
 
 
 def text_of(engine: Engine, ids: Sequence[int], decoder_ids: Sequence[int] | None = None) -> Text:
@@ -160,6 +171,8 @@ class _Recorder:
         self._captured = set(captured(engine, capture))
         self._changes: dict[str, list[Applied]] = defaultdict(list)
         for change in changes:
+            if not isinstance(change, Change):
+                raise EditError(f"{change!r} is no change: make one with wk.zero, wk.set, wk.scale or wk.replace")
             found, address = matching(engine, change.address)
             for name in found:
                 self._changes[name].append(applied(change, address, self._axes[name], self._tokens(name)))

@@ -26,9 +26,7 @@ class Cut:
 
     def __post_init__(self) -> None:
         if self.window < 2:
-            raise EngineError(
-                f"nothing to measure: in a window of {self.window} token nothing is predicted from another"
-            )
+            raise EngineError(f"a window is of at least 2 tokens, one to predict from another, not of {self.window}")
         if not 1 <= self.overlap < self.window:
             raise EngineError(
                 f"windows of {self.window} tokens overlap by 1 to {self.window - 1}, not by {self.overlap}: "

@@ -64,6 +64,7 @@ class Block:
         source = run.source
         if source is not None:
             x = self._half(x, f"{at}.cross", lambda normed: self._cross(normed, source, f"{at}.cross", run), run.tap)
+        x = run.tap(f"{at}.mid", x)
         x = self._half(x, f"{at}.ffn", lambda normed: self._feed_forward(normed, f"{at}.ffn", layer, run), run.tap)
         return run.tap(f"{at}.out", x)
 

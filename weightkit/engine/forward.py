@@ -104,14 +104,17 @@ class Engine:
             array = np.empty(0)
         beyond = [i for i in array.flat if type(i) is int] if array.dtype == object else []
         if beyond:  # larger than 64 bits
-            raise EngineError(f"id {max(beyond)} is not in the vocabulary, which goes to {self.config.vocab - 1}")
+            raise self._outside(max(beyond, key=abs))
         if array.ndim not in (1, 2) or not array.size or array.dtype.kind not in "iu":
             raise EngineError("ids are whole numbers, at least one, all sequences of one length")
         array = np.atleast_2d(array)
         wrong = array[(array < 0) | (array >= self.config.vocab)]
         if wrong.size:
-            raise EngineError(f"id {wrong[0]} is not in the vocabulary, which goes from 0 to {self.config.vocab - 1}")
+            raise self._outside(wrong[0])
         return array.astype(np.int64)
+
+    def _outside(self, token_id: int) -> EngineError:
+        return EngineError(f"id {token_id} is not in the vocabulary, which goes from 0 to {self.config.vocab - 1}")
 
     def logits(
         self,
