@@ -9,7 +9,7 @@ import pytest
 import weightkit as wk
 from tests.conftest import ROOT, Cli
 from weightkit.demo.facts import HELD_OUT, PHRASINGS, facts
-from weightkit.effect.quiz import ask
+from weightkit.demo.quiz import ask
 
 SNAPSHOTS = ("step0", "early", "final")
 

@@ -23,7 +23,7 @@ FLOORS = {
     "steps": 0,
     "threads": 0,
     "parallel": 0,
-    "demo": 0,  # data
+    "demo": 5,
     "tensor": 1,
     "formats": 1,
     "packing": 2,

@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_info
 from weightkit.dtypes import DTYPES, Array
 from weightkit.errors import EngineError
 from weightkit.kernels import Matrix
-from weightkit.threads import Crew, by_rows, crew, one_blas_thread, processors, set_threads
+from weightkit.parallel import processors
+from weightkit.threads import Crew, by_rows, crew, one_blas_thread, set_threads
 
 random = np.random.default_rng(0)
 PLAIN = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

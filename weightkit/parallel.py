@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+MOST_THREADS = 8  # that read one disk
 Progress = Callable[[int, int], None]  # (done, all): tasks, or bytes, whatever is counted
+
+
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(
@@ -32,7 +38,7 @@ def in_order(
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
+    threads = ThreadPoolExecutor(min(processors(), MOST_THREADS))
     try:
         yield from _windowed(threads, function, tasks, progress)
     finally:

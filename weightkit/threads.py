@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from weightkit.dtypes import Array
 from weightkit.errors import whole_number
+from weightkit.parallel import processors
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
 PATIENCE = 30_000  # turns that a thread without work waits before it sleeps: about a millisecond
-
-
-def processors() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

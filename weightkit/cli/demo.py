@@ -9,7 +9,7 @@ from typing import Any
 import weightkit as wk
 from weightkit.cli.output import Json, emit, say, width
 from weightkit.demo.facts import facts
-from weightkit.effect.quiz import Answer, Lost, ask, lost
+from weightkit.demo.quiz import Answer, Lost, ask, lost
 from weightkit.report import units
 from weightkit.report.pipeline import pipeline
 from weightkit.report.tables import Column, Line, table
