@@ -216,6 +216,9 @@ def test_run_at_the_last_position_has_no_table(cli: Cli, tmp_path: Path) -> None
     folder = write(tmp_path, "gpt2", n_positions=10)
     found = cli("run", folder, "--ids", "1 2 3", "-n", 30, "--json").json
     assert (len(found["ids"]), found["next"]) == (11, [])
+    note = "note: the text ends there because the model has no more than 10 positions\n"
+    assert cli("run", folder, "--ids", "1 2 3", "-n", 30).err == note
+    assert cli("run", folder, "--ids", "1 2 3", "-n", 8).err == ""
 
 
 def test_run_fills_masks(cli: Cli, tmp_path: Path) -> None:
@@ -228,6 +231,26 @@ def test_run_fills_masks(cli: Cli, tmp_path: Path) -> None:
     assert [lines[0], lines[5], lines[6]] == ["mask 1 of 2", "", "mask 2 of 2"]
     assert cli("run", tmp_path, "w7 [MASK]", "--top", 3).out.splitlines()[0] == lines[1]
     assert "put [MASK]" in cli("run", tmp_path, "w7").err
+
+
+def test_run_as_csv_and_markdown(cli: Cli, tmp_path: Path) -> None:
+    model = masked(tmp_path)
+    rows = [
+        dataclasses.asdict(row) | {"mask": n}
+        for n, found in enumerate(model.fill("w7 [MASK] [MASK]", 3), 1)
+        for row in found
+    ]
+    command = ["run", tmp_path, "w7 [MASK] [MASK]", "--top", 3]
+    got = [
+        row | {name: float(row[name]) for name in ("mask", "id", "logit", "probability")}
+        for row in read_csv(cli(*command, "--csv").out)
+    ]
+    assert got == rows
+    markdown = cli(*command, "--markdown").out.splitlines()
+    assert (markdown[0], len(markdown)) == ("| mask | token | id | logit | probability |", 8)
+    assert cli("run", "demo", "The capital of France is", "--csv", "--top", 1).out.startswith(
+        "token,id,logit,probability\n Paris,489,"
+    )
 
 
 def test_run_of_a_model_with_an_encoder(cli: Cli, tmp_path: Path) -> None:
@@ -311,6 +334,18 @@ def test_trace_is_trace(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None
         "4 1 12",
         [],
     )
+
+
+def test_a_new_folder_is_noted(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None:
+    calls: list[list[object]] = [
+        ["trace", pair["A"], "w1", "-c", "norm", "-o"],
+        ["edit", pair["A"], "--zero", "norm", "-o"],
+        ["convert", pair["A"]],
+    ]
+    for call in calls:
+        place = tmp_path / str(call[0])
+        assert cli(*call, place / "b" / "c.npz").err == f"note: {place / 'b'}: this folder is new\n"
+        assert cli(*call, place / "b" / "d.npz").err == ""
 
 
 def test_trace_of_an_encoder(cli: Cli, tmp_path: Path) -> None:

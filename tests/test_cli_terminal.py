@@ -87,6 +87,7 @@ def commands(a: object, b: object) -> dict[str, list[object]]:
         "run": ["run", a, "--ids", "1,2"],
         "trace": ["trace", a, "--ids", "1,2"],
         "measure": ["measure", a, b, "--ids", "1,2,3"],
+        "measure prose": ["measure", a, b, "--prompt", " ".join(f"w{i}" for i in range(40)), "-n", "40"],
         "no error": ["diff", a, a],
     }
 
@@ -272,6 +273,21 @@ def test_a_pipe_that_closes(tmp_path: Path, kind: str) -> None:
     assert [line for line in done.stderr.splitlines() if not line.startswith("note: ")] == []
 
 
+def test_what_became_of_the_output_is_said(tmp_path: Path) -> None:
+    """By the exit code of what writes into a pipe that closes, or has no place to write to."""
+    path = write_file(tmp_path / "x.safetensors", {f"a.rather.long.name.{i}": np.ones(1, np.int8) for i in range(5000)})
+    command = f"{sys.executable} -c '{MAIN}' list {path}"
+    for rest, code, says in (
+        (" | head -1; exit ${PIPESTATUS[0]}", 141, "address"),
+        (" >&-", 2, "error: stdout is closed"),
+        (" >&- 2>&-", 2, ""),
+        (" 2>&- | tail -1; exit ${PIPESTATUS[0]}", 0, "name.4999"),
+    ):
+        done = subprocess.run(["bash", "-c", command + rest], capture_output=True, text=True, check=False)
+        assert (done.returncode, says in done.stdout + done.stderr) == (code, True), (rest, done)
+        assert "report it" not in done.stderr
+
+
 def test_a_pipe_that_is_closed_before(tmp_path: Path) -> None:
     """Little output, which is written only when all is done."""
     command = f"{sys.executable} -c '{MAIN}' count {write(tmp_path)} | true"
@@ -318,21 +334,46 @@ def test_ctrl_c_while_saving_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("end", [b"\x04", b"\x03"], ids=["Ctrl-D", "Ctrl-C"])
-def test_a_conversation(tmp_path: Path, end: bytes) -> None:
-    folder = tokenizer(write(tmp_path))
+def talker(folder: Path) -> Path:
+    tokenizer(write(folder))
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} w9 {% endfor %}")
-    messages = [{"role": "user", "content": "w1"}]
-    for said in ("w2", None):
-        messages.append({"role": "assistant", "content": wk.open(folder).chat(messages, 3).whole()})
-        messages += [{"role": "user", "content": said}] if said else []
+    return folder
+
+
+def conversation(folder: Path, tokens: int) -> tuple[subprocess.Popen[bytes], int]:
+    """`weightkit chat` on a terminal of its own, and the other end of that."""
     controller, terminal = pty.openpty()
-    command = [sys.executable, "-c", MAIN, "chat", str(folder), "-n", "3"]
+    command = [sys.executable, "-c", MAIN, "chat", str(folder), "-n", str(tokens)]
     process = subprocess.Popen(
         command, stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(terminal)
+    return process, controller
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(tmp_path: Path) -> None:
+    process, controller = conversation(talker(tmp_path), 100_000)
+    shown = b""
+    for awaited, typed in ((b"> ", b"w1\n"), (b" w", b"\x03"), (b"> ", b"w2\n"), (b" w", b"\x03"), (b"> ", b"\x04")):
+        new = b""
+        while not new.endswith(b"> ") if awaited == b"> " else new.count(awaited) < 3:
+            new += os.read(controller, 1 << 16)
+        os.write(controller, typed)
+        shown += new
+    assert (process.communicate()[1], process.returncode) == (b"", 0)
+    assert shown.count(b"> ") == 3
+    os.close(controller)
+
+
+@pytest.mark.parametrize("end", [b"\x04", b"\x03"], ids=["Ctrl-D", "Ctrl-C"])
+def test_a_conversation(tmp_path: Path, end: bytes) -> None:
+    folder = talker(tmp_path)
+    messages = [{"role": "user", "content": "w1"}]
+    for said in ("w2", None):
+        messages.append({"role": "assistant", "content": wk.open(folder).chat(messages, 3).whole()})
+        messages += [{"role": "user", "content": said}] if said else []
+    process, controller = conversation(folder, 3)
     shown = b""
     for typed in (b"w1\n", b"  \n", b"w2\n", end):  # nothing is not a message
         while not shown.endswith(b"> "):

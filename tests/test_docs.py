@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests import make_docs
+from tests import make_docs, tiny
+from tests.by_hand import tokenizer
 from tests.conftest import ROOT, Cli
+from tests.test_generate import masked
 from weightkit.cli.app import VERBS, application
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,6 +50,54 @@ def _rounded(text: str) -> list[str]:
 def test_every_verb_has_a_chapter(verb: str) -> None:
     assert f"`weightkit {verb}" in TEXT[ROOT / "README.md"]
     assert re.search(rf"^## {verb}$", TEXT[ROOT / "docs" / "commands.md"], re.MULTILINE)
+
+
+BY_NAME = "by_role by_layer by_dtype formulas quantiles rewritten linked config snapshots left".split()
+
+
+def _fields(value: object) -> Iterator[str]:
+    """The names in a JSON value; not those that are data."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield name
+            yield from () if name in BY_NAME else _fields(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _fields(inner)
+
+
+CALLS = [
+    "demo", "map M", "count M --explain", "list M", "show M norm", "stats M", "check NAN", "diff M OTHER",
+    "convert M OUT", "edit M --zero norm --dry-run --ids 1,2", "run M w1 -n 1", "run MASKED w7[MASK]",
+    "chat M w1 -n 1", "trace M w1 --zero norm", "measure M OTHER --ids 1,2 --prompt w1",
+]  # fmt: skip
+AS_ELSEWHERE = {"show": "stats", "edit": "measure"}
+
+
+def test_every_field_of_the_json_is_in_the_docs(cli: Cli, tmp_path: Path) -> None:
+    tensors = tiny.weights(tiny.CONFIGS["llama"])
+    tensors["model.norm.weight"][:] = np.nan
+    places = {
+        "M": tokenizer(tiny.write(tmp_path / "m")),
+        "OTHER": tiny.write(tmp_path / "other", seed=9),
+        "NAN": tiny.write(tmp_path / "nan", tensors=tensors),
+        "MASKED": masked(tmp_path / "masked").checkpoint.path,
+        "OUT": tmp_path / "out",
+    }
+    (places["M"] / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    found: dict[str, set[str]] = defaultdict(set)
+    for call in CALLS:
+        verb, *rest = call.split()
+        done = cli(verb, *(places.get(word, word) for word in rest), "--json")
+        assert done.code in (0, 1), done.err
+        found[verb] |= set(_fields(done.json))
+    table = TEXT[ROOT / "docs" / "commands.md"].partition("## JSON")[2]
+    rows = {verb: set(re.findall(r"`(\w+)`", row)) for verb, row in re.findall(r"^\| (\w+) \| (.+) \|$", table, re.M)}
+    for verb, fields in found.items():
+        elsewhere = found[AS_ELSEWHERE[verb]] if verb in AS_ELSEWHERE else set()
+        assert fields - elsewhere - rows[verb] == {"schema"} - elsewhere, verb
+        assert rows[verb] <= fields, verb
+    assert set(found) == set(VERBS)
 
 
 def test_every_verb_says_what_it_does() -> None:

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -19,6 +19,7 @@ from weightkit.cli.output import NOTES
 from weightkit.errors import WeightkitError, printable
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141  # as shells say it
 
 # What each verb does, as the list of verbs says it. Only the verb that is called is imported: the others
 # would double the time that a small command takes.
@@ -81,6 +82,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> int:
     NOTES.clear()
+    if _closed(sys.stderr):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
+    if _closed(sys.stdout):
+        sys.stderr.write("error: stdout is closed: there is nowhere to write the answer to\n")
+        return 2
     try:
         arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
         app = application([arguments[0]] if arguments and arguments[0] in VERBS else VERBS)
@@ -91,9 +97,9 @@ def _run(arguments: list[str] | None) -> int:
         for note in dict.fromkeys(NOTES):
             sys.stderr.write(f"note: {printable(note)}\n")
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # and typer's way of passing it on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit has a place to go
-        return 1
+        return CLOSED_PIPE
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         sys.stderr.flush()
@@ -103,6 +109,11 @@ def _run(arguments: list[str] | None) -> int:
             raise
         sys.stderr.write(f"error: {printable(_message(error))}\n")
         return 2
+
+
+def _closed(file: TextIO | None) -> bool:
+    """Whether a standard stream was closed by who started the command; Python has None there."""
+    return file is None
 
 
 def _message(error: Exception) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weightkit.cli.output import Json, ModelPath, Threads, UsageError, emit, open_model
-from weightkit.cli.run import Seed, Stop, Temperature, TopK, TopP, stream
+from weightkit.cli.prompts import Seed, Stop, Temperature, TopK, TopP, stream
 
 if TYPE_CHECKING:
     from weightkit.engine.generate import Choice
@@ -41,7 +42,7 @@ def chat(
     threads: Threads = None,  # noqa: ARG001 - its callback has set it
     json: Json = False,
 ) -> None:
-    """Say something to a model that has a chat template. Ctrl-D ends a conversation."""
+    """Say something to a model that has a chat template. Ctrl-C ends an answer, Ctrl-D a conversation."""
     opened = open_model(model)
     choice: Choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     messages = [] if system is None else [_message("system", system)]
@@ -64,14 +65,15 @@ def chat(
 
 
 def _converse(messages: list[Message], answer: Callable[[], Writing]) -> None:
-    """Ask and answer in turn, until Ctrl-D or Ctrl-C."""
+    """Ask and answer in turn, until Ctrl-D, or Ctrl-C at a question. Within an answer Ctrl-C ends the answer."""
     try:
         while True:
             while not (said := _asked()):
                 pass
             messages.append(_message("user", said))
             parts: list[str] = []
-            stream(_kept(answer(), parts))
+            with suppress(KeyboardInterrupt):
+                stream(_kept(answer(), parts))
             messages.append(_message("assistant", "".join(parts)))
     except (EOFError, KeyboardInterrupt):
         sys.stdout.write("\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from weightkit.cli.output import Json, ModelPath, UsageError, emit, open_model, say
+from weightkit.cli.output import Json, ModelPath, UsageError, emit, note_new_folders, open_model, say
 from weightkit.report import units
 
 Out = Annotated[
@@ -43,6 +43,7 @@ def convert(
 ) -> None:
     """Write a model in another format, type or number of files; rounding is to nearest even."""
     opened = open_model(model)
+    note_new_folders(out)
     path = opened.convert(out, dtype=dtype, shard_bytes=_bytes(shard_size), force=force)
     files = sorted(p for p in path.iterdir()) if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from weightkit.cli.measure import measure_on
-from weightkit.cli.output import Json, ModelPath, TokenIds, UsageError, emit, open_model, say, width
+from weightkit.cli.output import Json, ModelPath, UsageError, emit, note_new_folders, open_model, say, width
+from weightkit.cli.prompts import TokenIds
 from weightkit.report import units
 from weightkit.report.tables import Column, table
 from weightkit.surgery.edits import Edit, noise, scale, set_to, zero
@@ -48,7 +49,10 @@ def edit(
     base = open_model(model)
     edited = base.apply(*edits)
     measured = measure_on(base, edited, measure or [], ids or []) if measure or ids else None
-    saved = edited.save(output, force=force) if output and not dry_run else None
+    saved = None
+    if output and not dry_run:
+        note_new_folders(output)
+        saved = edited.save(output, force=force)
     plan = edited.plan()
     if json:
         emit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ from weightkit.cli.output import (
     Before,
     Json,
     Threads,
-    TokenIds,
     UsageError,
     emit,
     open_model,
-    parse_ids,
     plain,
     progress,
     say,
+    width,
 )
+from weightkit.cli.prompts import TokenIds, is_file, parse_ids, read_text
 from weightkit.effect.measure import Effect
 from weightkit.effect.windows import WINDOW
 from weightkit.errors import EngineError, printable
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from weightkit.effect.side_by_side import Continuations
     from weightkit.model import Model
 
-MOST_TEXT = 16 << 20
 CONTEXT = 8  # tokens shown before the one that the models see most differently
 
 
@@ -108,7 +106,9 @@ class Measured:
                     *([("most at", self._place())] if effect.kl_max_at else []),
                     ("same first choice", units.percent(effect.top1_agreement)),
                     ("streams part", self._parting()),
-                ]
+                ],
+                width(),
+                prose=True,
             )
         )
 
@@ -141,7 +141,7 @@ def measure_on(
     """Measure on texts, or files of text, or ids, as they were given."""
     from weightkit.model import measure as compare
 
-    names = [*(Path(text).name if _is_file(text) else "" for text in texts), *("" for _ in ids)]
+    names = [*(Path(text).name if is_file(text) else "" for text in texts), *("" for _ in ids)]
     names = [name or f"text {number}" for number, name in enumerate(names, start=1)]
     sequences = [*(a.ids(read_text(text)) for text in texts), *map(parse_ids, ids)]
     with progress("predicting token") as report:
@@ -163,39 +163,8 @@ def _fault(model: Model, ids: list[int]) -> str:
     return "the model's output is not finite in some places"
 
 
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # too long for a name, or a NUL in it
-        return False
-
-
-def _is_folder(text: str) -> bool:
-    try:
-        return Path(text).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def read_text(text: str) -> str:
-    """The contents of a file, or the text itself where it does not look like a path."""
-    if not _is_file(text):
-        if _is_folder(text):
-            raise UsageError(f"{text}: a folder, not a text file")
-        if re.fullmatch(r"\S*[/\\]\S*|\S+\.[A-Za-z0-9]{1,5}", text):
-            raise UsageError(f"{text}: no such file")
-        return text
-    path = Path(text)
-    if path.stat().st_size > MOST_TEXT:
-        raise EngineError(f"{path}: more than {MOST_TEXT >> 20} MB of text; measure on a part of it")
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise EngineError(f"{path}: not a text file in UTF-8") from None
-
-
 def _side_by_side(both: Continuations) -> list[Line]:
     """One prompt, and what each model makes of it."""
     parted = "all of it" if both.ids_a == both.ids_b else units.plural(both.same, "token")
     rows = [("prompt", both.text), ("A", both.text_a), ("B", both.text_b), ("the same", parted)]
-    return pairs([(name, printable(text)) for name, text in rows])
+    return pairs(rows, width(), prose=True)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,9 +45,6 @@ Address = Annotated[
 ]
 Before = Annotated[str, typer.Argument(metavar="A", help="A model: what was.", show_default=False)]
 After = Annotated[str, typer.Argument(metavar="B", help="A model: what is now.", show_default=False)]
-TokenIds = Annotated[
-    list[str] | None, typer.Option(metavar="IDS", help="Token ids instead of a text, as in 1,403,407.")
-]
 
 
 def _use_threads(count: int | None) -> int | None:
@@ -82,6 +80,20 @@ def open_model(path: str) -> Model:
     model = open_model(path)
     NOTES.extend(model.notes)
     return model
+
+
+def given(context: typer.Context, *names: str) -> list[str]:
+    """Those of some options that were given, as they are written."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    said = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    return [f"--{name.replace('_', '-')}" for name in said]
+
+
+def note_new_folders(out: str) -> None:
+    """Note the folders that writing to a place will make: they may come of a slip of the pen."""
+    new = [parent for parent in Path(out).parents if not parent.exists()]
+    if new:
+        NOTES.append(f"{new[0]}: this folder is new")
 
 
 @functools.cache
@@ -176,11 +188,3 @@ def progress(what: str) -> Iterator[Progress | None]:
         if shown:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
-
-
-def parse_ids(text: str) -> list[int]:
-    """Token ids as they are given on the command line: numbers with commas or spaces between."""
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise UsageError(f"--ids {text!r}: give whole numbers with commas between, as in 1,403,407") from None

@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightkit.cli.output import NOTES, Json, ModelPath, Threads, UsageError, emit, open_model, parse_ids, say
-from weightkit.errors import printable
+from weightkit.cli.output import (
+    NOTES,
+    Csv,
+    Json,
+    Markdown,
+    ModelPath,
+    Threads,
+    UsageError,
+    emit,
+    given,
+    open_model,
+    rows,
+    say,
+)
+from weightkit.cli.prompts import Ids, Seed, Stop, Temperature, TopK, TopP, parse_ids, stream
 from weightkit.report import units
-from weightkit.report.tables import Column, table
+from weightkit.report.tables import Column
+from weightkit.running import Token
 
 if TYPE_CHECKING:
     from weightkit.engine.generate import Choice
     from weightkit.engine.writing import Writing
     from weightkit.model import Model
-    from weightkit.running import Token
 
-Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from the K likeliest only.")]
-TopP = Annotated[
-    float, typer.Option(metavar="P", help="Draw from the fewest likeliest that have this probability together.")
-]
-Seed = Annotated[int, typer.Option(help="Of the draws.")]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(metavar="TEXT", help="End before this text; as often as you like.", show_default=False),
-]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end of text.")]
 
 
+DRAWING = ("temperature", "top_k", "top_p", "seed", "stop", "ignore_eos")
+FIELDS = [field.name for field in dataclasses.fields(Token)]
+
+
 def run(
+    context: typer.Context,
     model: ModelPath,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The text to go on from.", show_default=False)
     ] = None,
-    ids: Annotated[
-        str | None, typer.Option(metavar="IDS", help="Token ids instead of a text, as in 1,403,407.")
-    ] = None,
+    ids: Ids = None,
     max_tokens: Annotated[
         int | None,
         typer.Option("--max-tokens", "-n", min=1, metavar="N", help="Generate up to N tokens instead of the table."),
@@ -54,6 +59,8 @@ def run(
     ignore_eos: IgnoreEos = False,
     threads: Threads = None,  # noqa: ARG001 - its callback has set it
     json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
 ) -> None:
     """Run the model: the likeliest next tokens after a prompt, or with -n a text.
 
@@ -61,47 +68,39 @@ def run(
     """
     if (prompt is None) == (ids is None):
         raise UsageError("give either a prompt, or token ids with --ids 1,403,407")
+    if max_tokens is None and (drawing := given(context, *DRAWING)):
+        raise UsageError(f"{drawing[0]} goes with -n N, which generates a text")
+    if max_tokens is not None and not json and (table := given(context, "top", "csv", "markdown")):
+        raise UsageError(f"{table[0]} is for the table of next tokens; leave out -n, or add --json")
     opened = open_model(model)
     engine = opened.engine  # that it cannot be run at all is said first
     start = prompt if prompt is not None else parse_ids(ids or "")
     if max_tokens is not None:
         choice: Choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         writing = opened.write(start, max_tokens, stop=stop or (), ignore_eos=ignore_eos, **choice)
-        _note_length(opened, len(writing.prompt) + max_tokens)
         _generate(opened, writing, top, json)
+        _note_length(opened, len(writing.prompt) + max_tokens, len(writing.prompt) + len(writing.ids))
         return
     prompt_ids = opened.ids(start)
-    _note_length(opened, len(prompt_ids))
-    if engine.continues:
-        _next(opened, prompt_ids, top, json)
-    else:
-        _fill(opened, prompt if prompt is not None else opened.decode(prompt_ids), prompt_ids, top, json)
-
-
-def _note_length(model: Model, tokens: int) -> None:
-    """Note where a text may go beyond what the model was made for."""
-    most = model.engine.made_for
-    if most is not None and not model.engine.has_encoder and tokens > most:
-        NOTES.append(f"this model was made for texts of up to {most:,} tokens")
-
-
-def _next(model: Model, ids: list[int], top: int, json: bool) -> None:
-    rows = model.next_tokens(ids, top)
+    tables = [opened.next_tokens(prompt_ids, top)] if engine.continues else opened.fill(prompt_ids, top)
+    _note_length(opened, len(prompt_ids), len(prompt_ids))
     if json:
-        emit("run", text=model.decode(ids), ids=ids, next=rows)
+        text = prompt if prompt is not None and not engine.continues else opened.decode(prompt_ids)
+        masks = {} if engine.continues else {"masks": tables}
+        emit("run", text=text, ids=prompt_ids, next=tables[0], **masks)
     else:
-        _print_table(rows)
+        _print_tables(tables, masked=not engine.continues, csv=csv, markdown=markdown)
 
 
-def _fill(model: Model, text: str, ids: list[int], top: int, json: bool) -> None:
-    tables = model.fill(ids, top)
-    if json:
-        emit("run", text=text, ids=ids, next=tables[0], masks=tables)
+def _note_length(model: Model, asked: int, run: int) -> None:
+    """Note where a text was to go beyond what the model was made for, or ended where it has no more positions."""
+    engine, most = model.engine, model.engine.made_for
+    if most is None or engine.has_encoder or asked <= most:
         return
-    for number, rows in enumerate(tables, 1):
-        if len(tables) > 1:
-            say(*([""] if number > 1 else []), f"mask {number} of {len(tables)}")
-        _print_table(rows)
+    if engine.most_tokens is None:
+        NOTES.append(f"this model was made for texts of up to {most:,} tokens")
+    elif most < run < asked:
+        NOTES.append(f"the text ends there because the model has no more than {most:,} positions")
 
 
 def _generate(model: Model, writing: Writing, top: int, json: bool) -> None:
@@ -123,17 +122,28 @@ def _after(model: Model, prompt: list[int], written: list[int], top: int) -> lis
     return [] if engine.most_tokens is not None and len(ids) > engine.most_tokens else model.next_tokens(ids, top)
 
 
-def stream(parts: Iterable[str]) -> None:
-    """Print parts of a text as they come, line breaks kept and all else that acts on a terminal escaped."""
-    try:
-        for part in parts:
-            sys.stdout.write("\n".join(printable(line) for line in part.split("\n")))
-            sys.stdout.flush()
-    finally:
-        sys.stdout.write("\n")  # where it breaks off, what is said of it begins a line
+def _print_tables(tables: list[list[Token]], *, masked: bool, csv: bool, markdown: bool) -> None:
+    """Print the one table, or that of each mask; as CSV and Markdown they are one, with the number of the mask."""
+    if not (csv or markdown):
+        for number, found in enumerate(tables, 1):
+            if len(tables) > 1:
+                say(*([""] if number > 1 else []), f"mask {number} of {len(tables)}")
+            rows(*_cells(found))
+        return
+    mask = ["mask"] if masked else []
+    columns, cells = _cells([row for found in tables for row in found])
+    numbers = [[number] if masked else [] for number, found in enumerate(tables, 1) for _ in found]
+    values = [dataclasses.astuple(row) for found in tables for row in found]
+    rows(
+        [*(Column(title, right=True) for title in mask), *columns[:-1]],
+        [[*map(str, number), *cell[:-1]] for number, cell in zip(numbers, cells, strict=True)],
+        csv=csv,
+        markdown_=markdown,
+        values=([*mask, *FIELDS], [[*number, *value] for number, value in zip(numbers, values, strict=True)]),
+    )
 
 
-def _print_table(rows: list[Token]) -> None:
+def _cells(found: list[Token]) -> tuple[list[Column], list[list[str]]]:
     columns = [
         Column("token", style="bold"),
         Column("id", right=True, style="dim"),
@@ -142,13 +152,13 @@ def _print_table(rows: list[Token]) -> None:
         Column(""),
     ]
     cells = [
-        (
+        [
             f"'{row.token}'",
             str(row.id),
             f"{row.logit:.3f}",
             units.percent(row.probability),
             "▆" * round(30 * row.probability),
-        )
-        for row in rows
+        ]
+        for row in found
     ]
-    say(*table(columns, cells))
+    return columns, cells

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from weightkit.cli.edit import parse_edits
-from weightkit.cli.measure import read_text
 from weightkit.cli.output import (
     Csv,
     Json,
@@ -17,13 +16,14 @@ from weightkit.cli.output import (
     Threads,
     UsageError,
     emit,
+    note_new_folders,
     open_model,
-    parse_ids,
     plain,
     progress,
     rows,
     say,
 )
+from weightkit.cli.prompts import Ids, parse_ids, read_file
 from weightkit.effect.glance import Activation
 from weightkit.report import units
 from weightkit.report.tables import Column
@@ -36,9 +36,7 @@ def trace(
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The text to run.", show_default=False)
     ] = None,
-    ids: Annotated[
-        str | None, typer.Option(metavar="IDS", help="Token ids instead of a text, as in 1,403,407.")
-    ] = None,
+    ids: Ids = None,
     text: Annotated[str | None, typer.Option(metavar="FILE", help="A text file to run.")] = None,
     decoder_ids: Annotated[
         str | None, typer.Option("--decoder-ids", metavar="IDS", help="What the decoder beside an encoder reads.")
@@ -76,16 +74,16 @@ def trace(
     changes = parse_edits(zero or [], set or [], scale or [])
     opened = open_model(model)
     _ = opened.engine  # that it cannot be run at all is said first
-    words = read_text(text) if text is not None else prompt
-    run = opened.ids(words) if words is not None else parse_ids(ids or "")
+    run = parse_ids(ids) if ids is not None else opened.ids(read_file(text) if text is not None else prompt or "")
     answer = None if decoder_ids is None else parse_ids(decoder_ids)
     names = capture or ["*"]
     with progress("running token") as report:
-        if output is not None:
+        if output is None:
+            found = opened.activations(run, names, changes, decoder_ids=answer, progress=report)
+        else:
+            note_new_folders(output)
             how = {"append": append, "force": force}
             found = opened.save_trace(output, run, names, changes, decoder_ids=answer, progress=report, **how)
-        else:
-            found = opened.activations(run, names, changes, decoder_ids=answer, progress=report)
     if json:
         tokens = [opened.token_text(i) for i in run]
         emit("trace", ids=run, tokens=tokens, changes=changes, rows=found, output=output)

@@ -59,15 +59,18 @@ def plain(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Iterator[
 _TIED = "\xa0"  # a space that no line ends at; `printable` leaves none in a text
 
 
-def pairs(rows: Iterable[tuple[str, str]], width: int | None = None) -> list[Line]:
-    """Lines of a name and a value, aligned; a value too long for `width` goes on below, None never breaks it."""
+def pairs(rows: Iterable[tuple[str, str]], width: int | None = None, *, prose: bool = False) -> list[Line]:
+    """Lines of a name and a value, aligned; a value too long for `width` goes on below, None never breaks it.
+
+    Lines end after an item of a list; those of prose after any word.
+    """
     rows = list(rows)
     indent = widest(name for name, _ in rows)
     lines: list[Line] = []
     for name, value in rows:
         text = printable(value)
         room = max(20, width - indent - len(GAP)) if width else len(text) + 1
-        items = text.replace(" ", _TIED).replace("," + _TIED, ", ")  # so that a line ends after an item
+        items = text if prose else text.replace(" ", _TIED).replace("," + _TIED, ", ")
         for part in textwrap.wrap(items, room, break_on_hyphens=False) or [text]:
             lines.append([(f"{name:<{indent}}{GAP}", "dim"), (part.replace(_TIED, " "), "")])
             name = ""
