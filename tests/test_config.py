@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.families import VARIANTS
 from weightkit.config import Config, Rope, normalise, quantization
 from weightkit.errors import ConfigError
 
@@ -198,6 +199,21 @@ def test_the_window_of_every_layer(family: str, keys: dict[str, Any], expected: 
 )
 def test_qwen_windows_by_layer(family: str, keys: dict[str, Any], windows: tuple[int | None, ...]) -> None:
     assert config(family, use_sliding_window=True, sliding_window=5, **keys).windows == windows
+
+
+@pytest.mark.parametrize(
+    ("variant", "key"),
+    [
+        ("llama", "intermediate_size"), ("gpt2", "n_inner"), ("gpt_neo", "intermediate_size"), ("gptj", "n_inner"),
+        ("opt", "ffn_dim"), ("falcon-7b", "ffn_hidden_size"), ("t5", "d_ff"), ("distilbert", "hidden_dim"),
+    ],
+)  # fmt: skip
+def test_the_key_of_the_family_goes_before_those_of_others(variant: str, key: str) -> None:
+    kind, values = VARIANTS[variant]
+    values = {"model_type": kind, **values}
+    for other in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim"):
+        values[other] = 72
+    assert normalise(values | {key: 80}, "config.json").ffn == 80
 
 
 @pytest.mark.parametrize(

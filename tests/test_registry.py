@@ -186,6 +186,15 @@ def test_buffers_are_ignored_and_strangers_listed(
     assert [s.name for s in registry.select("name:stranger")] == ["stranger"]
 
 
+@pytest.mark.parametrize(("family", "key"), [("llama", "num_hidden_layers"), ("gpt2", "n_layer")])
+def test_layers_that_the_config_does_not_describe_are_noted(tmp_path: Path, family: str, key: str) -> None:
+    changes: dict[str, Any] = {key: 1}
+    folder = tiny.write(tmp_path, family, tensors=tiny.weights(tiny.CONFIGS[family]), **changes)
+    registry = open_registry(open_checkpoint(folder))
+    (note,) = registry.notes
+    assert note.endswith("layers that the config does not describe, and that are not run: 1, 2")
+
+
 def test_sharded_bf16(tmp_path: Path) -> None:
     registry, tensors, _ = opened(tmp_path, "qwen2", dtype="BF16", shards=3)
     for name, array in tensors.items():

@@ -9,11 +9,12 @@ from dataclasses import replace
 from weightkit import packing
 from weightkit.architectures.parts import Architecture, Role
 from weightkit.assembly.names import Names
+from weightkit.assembly.recognition import layers_beyond
 from weightkit.assembly.slots import Item, expand, items_of, over, said, usual_items
 from weightkit.assembly.ties import share_ties, tie_copies
 from weightkit.checkpoint import CONFIG, Checkpoint
 from weightkit.config import Config
-from weightkit.errors import ConfigError
+from weightkit.errors import ConfigError, one_line
 from weightkit.formats import gguf_names
 from weightkit.layout import Layout
 from weightkit.registry import Registry, unnamed
@@ -44,6 +45,7 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
         weights["lm_head"] = replace(weights["embed"], address="lm_head", role=Role.HEAD, tied_to="embed", alias=True)
     ignored = _ignored(checkpoint, architecture, config, builder.claimed)
     leftover = [n for n in checkpoint.names if n not in builder.claimed and n not in ignored]
+    more = layers_beyond((names.said().get(name, name) for name in leftover), architecture, config) if leftover else []
     scales = [name for name in leftover if config.quantization and packing.bookkeeping(name)]
     return Registry(
         share_ties(weights),
@@ -51,12 +53,17 @@ def build(checkpoint: Checkpoint, architecture: Architecture, config: Config) ->
         architecture=architecture,
         config=config,
         ignored=tuple(ignored),
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *([_not_run(more)] if more else [])),
         model_type=checkpoint.config["model_type"] if checkpoint.config else None,
         bookkeeping=tuple(name for name in (*builder.scales, *scales)),
         said=names.said(),
         foreign=builder.foreign,
     )
+
+
+def _not_run(layers: list[int]) -> str:
+    few = one_line(map(str, layers), most=4)
+    return f"the files have layers that the config does not describe, and that are not run: {few}"
 
 
 _DECODER = re.compile(r"(decoder|dec)\.")  # as Hugging Face and GGUF call it

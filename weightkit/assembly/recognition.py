@@ -14,9 +14,10 @@ from itertools import groupby
 from weightkit.architectures import ARCHITECTURES
 from weightkit.architectures.parts import Architecture, Role, Slot
 from weightkit.assembly.names import Names
-from weightkit.assembly.slots import over, stack_of
+from weightkit.assembly.slots import layers_of, over, stack_of
 from weightkit.assembly.ties import share_ties, tie_copies
 from weightkit.checkpoint import Checkpoint
+from weightkit.config import Config
 from weightkit.layout import Layout
 from weightkit.registry import Registry, unnamed
 from weightkit.tensor import Source
@@ -134,6 +135,18 @@ class Places:
     def has_all_parts(self, found: Mapping[str, list[_Place]]) -> bool:
         """Whether every slot that no model of the family lacks is there."""
         return self._needed <= {place.slot.address for places in found.values() for place in places}
+
+
+def layers_beyond(names: Iterable[str], architecture: Architecture, config: Config) -> list[int]:
+    """The layers that tensors of these names belong to, and that the config does not describe."""
+    places = Places(architecture)
+    found = {
+        place.numbers["layer"]
+        for name in names
+        for place in places.find(name)
+        if "layer" in place.numbers and place.numbers["layer"] >= layers_of(stack_of(place.slot) or "", config)
+    }
+    return sorted(found)
 
 
 def _embedding(architecture: Architecture) -> str:

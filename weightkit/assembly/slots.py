@@ -129,7 +129,8 @@ def _applies(slot: Slot, config: Config, layer: int | None) -> bool:
     return not slot.when or config.has(slot.when)
 
 
-def _layers(stack: str, config: Config) -> int:
+def layers_of(stack: str, config: Config) -> int:
+    """How many layers a stack has."""
     if stack.startswith("decoder"):
         return config.decoder_layers
     if stack.startswith("vision"):
@@ -147,7 +148,7 @@ def expand(items: list[Item], config: Config, prefix: str) -> Iterator[tuple[Ite
     }
     for stack, group in groupby(items, key=lambda item: stack_of(item.slot)):
         blocks = [(thing, list(same)) for thing, same in groupby(group, key=lambda item: over(item.slot))]
-        for layer in range(_layers(stack, config)) if stack is not None else (None,):
+        for layer in range(layers_of(stack, config)) if stack is not None else (None,):
             for thing, block in blocks:
                 present = [item for item in block if _applies(item.slot, config, layer)]
                 for number in range(counts[thing]) if present else ():

@@ -100,7 +100,7 @@ def _fields(read: Reader, kind: str, defaults: Defaults) -> dict[str, Any]:
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
-        "ffn": read.size(*_FFN, default=2 * width if kind == "mamba" else neurons),
+        "ffn": read.size(defaults.ffn_key, *_FFN, default=2 * width if kind == "mamba" else neurons),
         "vocab": read.size(*_VOCAB, default=defaults.vocab),
         "positions": positions,
         "activation": read.word(defaults.activation_key, "hidden_act", known=ACTIVATIONS) or defaults.activation,

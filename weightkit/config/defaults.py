@@ -44,6 +44,7 @@ class Defaults:
     full_every_key: str = ""  # the key that says otherwise
     # Of those asked for without layer_types: from max_window_layers on, the even ones below it, or all.
     asked: Literal["from", "even below", "all"] = "from"
+    ffn_key: str = "intermediate_size"  # the number of FFN neurons; other families' keys count where it is absent
     ffn_ratio: int | None = None  # FFN neurons per width, where no key gives their number
     qkv_bias: Rule = False
     output_bias: Rule = False

@@ -18,6 +18,7 @@ _GPT: dict[str, Any] = {
     "eps_key": "layer_norm_epsilon",
     "eps": 1e-5,
     "grouped": False,
+    "ffn_key": "n_inner",
     "ffn_ratio": 4,
 }
 _ALL_BIASES: dict[str, Any] = {"qkv_bias": True, "output_bias": True, "ffn_bias": True}
@@ -163,7 +164,7 @@ DEFAULTS: dict[str, Defaults] = {
             output_bias=True,
             ffn_bias=True,
             extra=(extras.gpt_neo,),
-            **_GPT,
+            **{**_GPT, "ffn_key": "intermediate_size"},
         ),
         Defaults(
             "gptj",
@@ -188,6 +189,7 @@ DEFAULTS: dict[str, Defaults] = {
         Defaults(
             "opt",
             grouped=False,
+            ffn_key="ffn_dim",
             position_kind="learned",
             activation_key="activation_function",
             activation="relu",
@@ -224,6 +226,7 @@ DEFAULTS: dict[str, Defaults] = {
         Defaults(
             "falcon",
             grouped=False,
+            ffn_key="ffn_hidden_size",
             activation_key="activation",
             activation="gelu",
             eps_key="layer_norm_epsilon",
@@ -331,6 +334,7 @@ DEFAULTS: dict[str, Defaults] = {
             "chatglm",
             interleaved=True,
             grouped=False,
+            ffn_key="ffn_hidden_size",
             eps_key="layernorm_epsilon",
             eps=1e-5,
             qkv_bias="add_qkv_bias",
@@ -384,10 +388,16 @@ DEFAULTS: dict[str, Defaults] = {
         ),
         Defaults("bert", grouped=False, extra=(extras.bert,), **_BERT),
         Defaults("roberta", grouped=False, extra=(extras.roberta,), **_BERT),
-        Defaults("distilbert", grouped=False, **{**_BERT, "activation_key": "activation", "eps_key": ""}),
+        Defaults(
+            "distilbert",
+            grouped=False,
+            ffn_key="hidden_dim",
+            **{**_BERT, "activation_key": "activation", "eps_key": ""},
+        ),
         Defaults(
             "t5",
             grouped=False,
+            ffn_key="d_ff",
             position_kind="relative",
             eps_key="layer_norm_epsilon",
             tied=True,
