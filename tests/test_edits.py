@@ -360,3 +360,9 @@ def test_json_round_trip(edit: Edit) -> None:
 def test_edits_are_immutable() -> None:
     with pytest.raises(AttributeError):
         functools.partial(setattr, EDITS[0], "address", "norm")()
+
+
+def test_an_array_replaces_activations_only(tmp_path: Path) -> None:
+    model = wk.open(write(tmp_path))
+    with pytest.raises(EditError, match=r"an activation by model\.trace"):
+        model.apply(wk.replace("layers.0.attn.q", 0))  # type: ignore[arg-type]

@@ -304,6 +304,15 @@ def test_an_error_stands_alone(cli: Cli, tmp_path: Path) -> None:
     assert (done.code, done.out) == (2, "")
 
 
+def test_an_error_after_some_text_begins_a_line(spoken: list[int], cli: Cli, tmp_path: Path) -> None:
+    tensors = tiny.weights(tiny.CONFIGS["llama"], seed=4)
+    tensors["model.embed_tokens.weight"][spoken[4]] = np.nan
+    tokenizer(tiny.write(tmp_path, tensors=tensors))
+    done = cli("run", tmp_path, words(PROMPT), "-n", 8)
+    assert (done.code, done.out) == (2, words(spoken[:5]) + "\n")
+    assert done.err.startswith("error: the model's output is not finite")
+
+
 def test_a_text_beyond_what_a_model_was_made_for_is_noted(cli: Cli, tmp_path: Path) -> None:
     folder = tiny.write(tmp_path, max_position_embeddings=8)
     assert "note: this model was made for texts of up to 8 tokens" in cli("run", folder, "--ids", "5,6", "-n", 7).err

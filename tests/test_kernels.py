@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 
 from weightkit.dtypes import DTYPES, Array
 from weightkit.errors import EngineError
-from weightkit.kernels import Matrix
+from weightkit.kernels import Matrix, multiply
 from weightkit.parallel import processors
 from weightkit.threads import Crew, by_rows, crew, one_blas_thread, set_threads
 
@@ -44,6 +44,10 @@ def stored(kind: str, rows: int, width: int) -> tuple[Array, Array]:
 
 def x_of(rows: int, width: int) -> NDArray[np.float32]:
     return random.standard_normal((rows, width)).astype(np.float32)
+
+
+def linear(w: Matrix, x: Array) -> Array:  # [r, in] -> [r, out]
+    return multiply(x, [w])[0]
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "F8_E4M3", "F8_E5M2"])
@@ -80,7 +84,7 @@ def test_rows_times_vectors(kind: str, rows: int) -> None:
     x = x_of(rows, values.shape[1])
     exact = x.astype(np.float64) @ values.astype(np.float64).T
     size = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64).T
-    assert (np.abs(Matrix(kind, raw).linear(x) - exact) <= 1e-6 * size).all()
+    assert (np.abs(linear(Matrix(kind, raw), x) - exact) <= 1e-6 * size).all()
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -90,7 +94,7 @@ def test_transposed_matrices(kind: str, rows: int) -> None:
     x, w = x_of(rows, 171), Matrix(kind, raw, transposed=True)
     exact = x.astype(np.float64) @ values.astype(np.float64)
     size = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64)
-    assert (np.abs(w.linear(x) - exact) <= 1e-6 * size).all()
+    assert (np.abs(linear(w, x) - exact) <= 1e-6 * size).all()
     np.testing.assert_array_equal(w.widened(7, 90), values[:, 7:90].T)
 
 
@@ -100,23 +104,23 @@ def test_runs_of_rows_of_a_fused_tensor(kind: str) -> None:
     part = raw.reshape(4, 6, -1)[:, 2:4]
     w, expected = Matrix(kind, part), values.reshape(4, 6, -1)[:, 2:4].reshape(8, -1)
     np.testing.assert_array_equal(w.widened(1, 8), expected[1:8])
-    np.testing.assert_allclose(w.linear(x := x_of(2, 64)), x @ expected.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(linear(w, x := x_of(2, 64)), x @ expected.T, rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_numbers_give_the_same_result_in_any_type() -> None:
     raw, values = stored("BF16", 100, 333)
     x = x_of(3, 333)
-    np.testing.assert_array_equal(Matrix("BF16", raw).linear(x), Matrix("F32", values).linear(x))
+    np.testing.assert_array_equal(linear(Matrix("BF16", raw), x), linear(Matrix("F32", values), x))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_row_depends_on_no_other_row_and_not_on_threads(resized: Crew, transposed: bool) -> None:
     raw, _ = stored("BF16", 640, 640)
     w, x = Matrix("BF16", raw, transposed=transposed), x_of(5, 640)
-    together = w.linear(x)
+    together = linear(w, x)
     for count in (1, 2, 3):
         resized.resize(count)
-        np.testing.assert_array_equal(np.concatenate([w.linear(row[None]) for row in x]), together)
+        np.testing.assert_array_equal(np.concatenate([linear(w, row[None]) for row in x]), together)
 
 
 def test_many_jobs_of_many_threads_at_once(resized: Crew) -> None:
@@ -124,10 +128,10 @@ def test_many_jobs_of_many_threads_at_once(resized: Crew) -> None:
 
     resized.resize(3)
     jobs = [(Matrix("F32", x_of(rows, 257)), x_of(2, 257)) for rows in range(1, 400, 13)]
-    expected = [w.linear(x) for w, x in jobs]
+    expected = [linear(w, x) for w, x in jobs]
     with ThreadPoolExecutor(3) as pool:
         for _ in range(20):
-            for got, right in zip(pool.map(lambda job: job[0].linear(job[1]), jobs), expected, strict=True):
+            for got, right in zip(pool.map(lambda job: linear(job[0], job[1]), jobs), expected, strict=True):
                 np.testing.assert_array_equal(got, right)
 
 
@@ -226,12 +230,13 @@ print("weightkit.model" in sys.modules, "llvmlite" in sys.modules)
 def test_a_process_ends_and_a_child_works_while_helpers_wait() -> None:
     code = """
 import os, numpy as np
-from weightkit.kernels import Matrix, crew
-crew.resize(2)
+from weightkit.kernels import Matrix, crew, multiply
+crew.resize(3)
 w, x = Matrix("F32", np.ones((4096, 64), np.float32)), np.ones((1, 64), np.float32)
-w.linear(x)
+multiply(x, [w])
 child = os.fork() if hasattr(os, "fork") else 0
-assert (w.linear(x) == 64).all()
+assert (multiply(x, [w])[0] == 64).all()
+assert crew.size == 3
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """

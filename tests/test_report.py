@@ -125,6 +125,10 @@ def test_a_table_of_nothing() -> None:
     assert pairs([]) == []
 
 
+def test_prose_breaks_between_any_words() -> None:
+    assert text(pairs([("a", "words that need no comma")], 23, prose=True)) == ["a  words that need no", "   comma"]
+
+
 def test_a_name_of_a_megabyte_is_not_cut_and_pads_no_other_row() -> None:
     rows = [("a" * 10**6, "1", "x"), ("short", "1", "y")]
     for title, long, short in (list(plain(COLUMNS, rows)), text(table(COLUMNS, rows))):

@@ -121,6 +121,12 @@ def test_bytes_that_are_no_character_come_too(tmp_path: Path) -> None:
     assert Writing([half, *tokenizer.encode(" sat")], tokenizer.decode).whole() == "\ufffd sat"
 
 
+def test_all_of_it_can_be_had_again() -> None:
+    writing = Writing(map(ord, "abcd"), letters)
+    assert next(iter(writing)) == "a"
+    assert [writing.whole(), writing.whole(), "".join(writing)] == ["abcd", "abcd", ""]
+
+
 # ── stop strings ─────────────────────────────────────────────────────────────────────────────────────
 
 

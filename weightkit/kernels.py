@@ -154,10 +154,6 @@ class Matrix:
         self._step = max(64, -(-out // 1024) * 64) if transposed else max(1, PART_BYTES // (row * stored.itemsize))
         self.parts = -(-out // self._step)
 
-    def linear(self, x: Array) -> Array:  # [r, in] -> [r, out]
-        """x Wᵀ for few rows of float32."""
-        return multiply(x, [self])[0]
-
     def product(self, x_at: tuple[int, int, int, int], y: Array) -> list[Any]:
         """The arguments of x Wᵀ into y; x is an address, bytes from row to row, rows and numbers of a row."""
         out = self.shape[0]

@@ -38,7 +38,7 @@ class Token:
 
 
 class Running:
-    """A checkpoint whose weights have addresses, and which is run."""
+    """The part of Model that runs it; by itself it is none."""
 
     checkpoint: Checkpoint
     registry: Registry

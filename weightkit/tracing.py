@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Tracing(Running):
-    """A model that shows what goes on inside while it runs."""
+    """The part of Model that shows what goes on inside while it runs; by itself it is none."""
 
     edits: tuple[Edit, ...]
 

@@ -138,7 +138,7 @@ def record(
     total = len(text.ids)
     # An array that replaces an activation is that of the whole text.
     at_once = not engine.runs_in_steps(total) or any(isinstance(change, Replacement) for change in changes)
-    step = total if at_once else recorder.most_at_a_time(engine.config.heads, engine.config.vocab)
+    step = total if at_once else recorder.step(engine.config.heads, engine.config.vocab)
     cache = Cache()
     for start in range(0, total, step):
         recorder.start = start
@@ -181,7 +181,7 @@ class _Recorder:
         decoder = self._text.decoder_ids
         return len(self._text.ids if decoder is None or name.startswith("encoder.") else decoder)
 
-    def most_at_a_time(self, heads: int, vocab: int) -> int:
+    def step(self, heads: int, vocab: int) -> int:
         """Tokens that can run at a time: all their scores, and their logits, are there at once where they are seen."""
         patterns = (
             heads * len(self._text.ids) if any(self.wants(n) for n, axes in self._axes.items() if "key" in axes) else 1
