@@ -170,7 +170,7 @@ CALLS: list[tuple[str, str]] = [
     ("run M --ids 1 --stop 4", "--stop goes with -n N"),
     ("run M --ids 1 --ignore-eos", "--ignore-eos goes with -n N"),
     ("run M --ids 1 -n 2 --top 3", "--top is for the table"),
-    ("run M --ids 1 -n 2 --csv", "--csv is for the table"),
+    ("run M --ids 1 -n 2 --csv --json", "--csv is for the table"),
     ("run M --ids 1 --csv --markdown", "choose one"),
     ("run M --ids 1 -n 2 --stop 4", "no text that a stop string could be in"),
     ("measure M M", "nothing to measure on"),

@@ -317,6 +317,8 @@ def test_a_text_beyond_what_a_model_was_made_for_is_noted(cli: Cli, tmp_path: Pa
     folder = tiny.write(tmp_path, max_position_embeddings=8)
     assert "note: this model was made for texts of up to 8 tokens" in cli("run", folder, "--ids", "5,6", "-n", 7).err
     assert "note" not in cli("run", folder, "--ids", "5,6", "-n", 6).err
+    tokenizer(folder)
+    assert "note" not in cli("run", folder, "w5", "-n", 99, "--stop", "w").err  # it ended before
 
 
 def test_a_model_that_was_run_can_be_pickled(model: wk.Model) -> None:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from weightkit.model import Model
 
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end of text.")]
-
-
 DRAWING = ("temperature", "top_k", "top_p", "seed", "stop", "ignore_eos")
 FIELDS = [field.name for field in dataclasses.fields(Token)]
 
@@ -70,8 +68,8 @@ def run(
         raise UsageError("give either a prompt, or token ids with --ids 1,403,407")
     if max_tokens is None and (drawing := given(context, *DRAWING)):
         raise UsageError(f"{drawing[0]} goes with -n N, which generates a text")
-    if max_tokens is not None and not json and (table := given(context, "top", "csv", "markdown")):
-        raise UsageError(f"{table[0]} is for the table of next tokens; leave out -n, or add --json")
+    if max_tokens is not None and (table := given(context, *([] if json else ["top"]), "csv", "markdown")):
+        raise UsageError(f"{table[0]} is for the table of next tokens, which is not printed with -n N")
     opened = open_model(model)
     engine = opened.engine  # that it cannot be run at all is said first
     start = prompt if prompt is not None else parse_ids(ids or "")
@@ -79,7 +77,7 @@ def run(
         choice: Choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         writing = opened.write(start, max_tokens, stop=stop or (), ignore_eos=ignore_eos, **choice)
         _generate(opened, writing, top, json)
-        _note_length(opened, len(writing.prompt) + max_tokens, len(writing.prompt) + len(writing.ids))
+        _note_length(opened, len(writing.prompt) + len(writing.ids), len(writing.prompt) + max_tokens)
         return
     prompt_ids = opened.ids(start)
     tables = [opened.next_tokens(prompt_ids, top)] if engine.continues else opened.fill(prompt_ids, top)
@@ -92,14 +90,14 @@ def run(
         _print_tables(tables, masked=not engine.continues, csv=csv, markdown=markdown)
 
 
-def _note_length(model: Model, asked: int, run: int) -> None:
-    """Note where a text was to go beyond what the model was made for, or ended where it has no more positions."""
+def _note_length(model: Model, tokens: int, asked: int) -> None:
+    """Note where a text went beyond what the model was made for, or ended where it has no more positions."""
     engine, most = model.engine, model.engine.made_for
-    if most is None or engine.has_encoder or asked <= most:
+    if most is None or engine.has_encoder or tokens <= most:
         return
     if engine.most_tokens is None:
         NOTES.append(f"this model was made for texts of up to {most:,} tokens")
-    elif most < run < asked:
+    elif tokens < asked:
         NOTES.append(f"the text ends there because the model has no more than {most:,} positions")
 
 
