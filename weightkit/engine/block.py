@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from weightkit.architectures.parts import Architecture
 from weightkit.config import Config
 from weightkit.engine import experts, latent, state_space
 from weightkit.engine.attention import Bias, Scores, attention
-from weightkit.engine.cache import Cache
+from weightkit.engine.cache import Cache, Pair, Together
 from weightkit.engine.functions import ACTIVATIONS, F32, activate, layer_norm, rms_norm, sigmoid
 from weightkit.engine.positions import rotate
 from weightkit.engine.tap import CLOSED, Tap
@@ -25,7 +25,7 @@ Turn = tuple[F32, F32]  # cosines and sines of the positions of the new tokens
 class Run:
     """What all blocks of one forward pass need to know."""
 
-    cache: Cache
+    cache: Cache | Together
     turn: Turn | None = None
     window_turn: Turn | None = None  # of the layers with a window, where it is another
     bias: Bias | None = None  # on the scores
@@ -50,8 +50,8 @@ class Block:
         x = run.tap(f"{at}.in", x)
         sizes = self.config.state_space
         if sizes is not None:
-            state = run.cache.state(layer, lambda: state_space.empty(len(x), sizes))
-            y = state_space.mix(self.norm(x, f"{at}.norm"), f"{at}.ssm", self.weights, sizes, state, self.activation)
+            states = run.cache.states(layer, lambda: state_space.empty(len(x), sizes))
+            y = state_space.mix(self.norm(x, f"{at}.norm"), f"{at}.ssm", self.weights, sizes, states, self.activation)
             return run.tap(f"{at}.out", x + run.tap(f"{at}.ssm.out", y))
 
         if self.config.parallel:
@@ -61,9 +61,8 @@ class Block:
             fed = self._feed_forward(self.norm(x, own) if own in self.weights else normed, f"{at}.ffn", layer, run)
             return run.tap(f"{at}.out", x + (attended + run.tap(f"{at}.ffn.out", fed)))
         x = self._half(x, f"{at}.attn", lambda normed: self._attend(normed, f"{at}.attn", layer, run), run.tap)
-        source = run.source
-        if source is not None:
-            x = self._half(x, f"{at}.cross", lambda normed: self._cross(normed, source, f"{at}.cross", run), run.tap)
+        if f"{at}.cross.q" in self.weights:
+            x = self._half(x, f"{at}.cross", lambda normed: self._cross(normed, f"{at}.cross", run), run.tap)
         x = run.tap(f"{at}.mid", x)
         x = self._half(x, f"{at}.ffn", lambda normed: self._feed_forward(normed, f"{at}.ffn", layer, run), run.tap)
         return run.tap(f"{at}.out", x)
@@ -109,8 +108,7 @@ class Block:
                 q = rotate(q, *turn, interleaved=config.rope.interleaved)
                 k = rotate(k, *turn, interleaved=config.rope.interleaved)
         q, k, v = run.tap(f"{at}.q", q), run.tap(f"{at}.k", k), run.tap(f"{at}.v", v)
-        if run.causal:
-            k, v = run.cache.extend(at, k, v)
+        pairs = run.cache.extend(at, k, v) if run.causal else [(k, v)]
         how = Scores(
             config.attention_scale / (layer + 1 if config.scale_by_layer else 1),
             window,
@@ -119,24 +117,28 @@ class Block:
             run.bias,
             self.weights.get(f"{at}.sinks"),
         )
-        return self._output(q, k, v, how, at, run)
+        return self._output(q, pairs, how, at, run)
 
-    def _cross(self, x: F32, source: F32, at: str, run: Run) -> F32:
+    def _cross(self, x: F32, at: str, run: Run) -> F32:
         """Attention to what the encoder made: keys and values are the same for every token."""
         heads = self.config.heads
         q = self._heads(self.weights.linear(x, f"{at}.q"), f"{at}.q", heads)
-        kept = run.cache.kept(at)
-        if kept is None:
-            k, v = self.weights.linears(source, f"{at}.k", f"{at}.v")
-            kept = run.cache.keep(at, self._heads(k, f"{at}.k", heads), self._heads(v, f"{at}.v", heads))
-        how = Scores(self.config.attention_scale, causal=False)
-        return self._output(run.tap(f"{at}.q", q), *kept, how, at, run)
 
-    def _output(self, q: F32, k: F32, v: F32, how: Scores, at: str, run: Run) -> F32:
-        """Heads together: [b, heads, t, d] -> [b, t, width]."""
+        def pair() -> Pair:
+            assert run.source is not None
+            k, v = self.weights.linears(run.source, f"{at}.k", f"{at}.v")
+            return self._heads(k, f"{at}.k", heads), self._heads(v, f"{at}.v", heads)
+
+        how = Scores(self.config.attention_scale, causal=False)
+        return self._output(run.tap(f"{at}.q", q), run.cache.fixed(at, pair), how, at, run)
+
+    def _output(self, q: F32, pairs: Sequence[Pair], how: Scores, at: str, run: Run) -> F32:
+        """Heads together: [b, heads, t, d] -> [b, t, width]. Keys and values are one pair, or one for each text."""
         if run.tap.wants(f"{at}.pattern"):
             how = replace(how, seen=lambda weights: run.tap(f"{at}.pattern", weights))
-        out = run.tap(f"{at}.heads", attention(q, k, v, how))
+        rows = [q] if len(pairs) == 1 else np.split(q, len(pairs))
+        found = [attention(own, *pair, how) for own, pair in zip(rows, pairs, strict=True)]
+        out = run.tap(f"{at}.heads", found[0] if len(found) == 1 else np.concatenate(found))
         merged = out.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)  # [b, t, heads · d]
         return self.weights.linear(merged, f"{at}.o")
 

@@ -14,7 +14,7 @@ from weightkit.config import Config
 from weightkit.dtypes import Array
 from weightkit.engine.attention import Bias
 from weightkit.engine.block import Block, Run, Turn
-from weightkit.engine.cache import Cache
+from weightkit.engine.cache import Cache, Together
 from weightkit.engine.functions import ACTIVATIONS, F32
 from weightkit.engine.positions import alibi_slopes, buckets, depends_on_length, rotation, to_bf16
 from weightkit.engine.program import program
@@ -134,6 +134,26 @@ class Engine:
             x = self._hidden(ids, cache, source, tap)
             return self._head(x[:, -1:] if last else x, tap)
 
+    def logits_together(self, ids: Sequence[int], caches: Sequence[Cache]) -> F32:  # [n], [n] -> [n, vocab]
+        """Logits after one more token of each of a few texts, of any lengths; none may begin with it, nor `turn_anew`.
+
+        Weights are read once for all of them; what comes out is, but for rounding, what each has alone.
+        """
+        rows = self.ids(ids).T
+        turns = [self._turns(len(cache) + 1, len(cache)) for cache in caches]
+        turn, window_turn = (_stacked(kind) for kind in zip(*turns, strict=True))
+        run = Run(Together(caches), turn, window_turn, self._bias())
+        with _running():
+            x = np.concatenate([self._embed(row[None], len(own)) for row, own in zip(rows, caches, strict=True)])
+            logits = self._head(self.block.norm(self._layers(x, run), f"{self.stack}norm"), CLOSED)
+        for row, cache in zip(rows, caches, strict=True):
+            cache.add(row[None])
+        return logits[:, 0]
+
+    def turns_anew(self, cache: Cache) -> bool:
+        """Whether the keys of a cache would be rotated otherwise with one token more, so that all begins again."""
+        return self._frequencies(len(cache) + 1) != cache.frequencies
+
     def run(self, ids: Any, tap: Tap, cache: Cache | None = None, *, source: F32 | None = None) -> None:
         """What `logits` does, for the sake of what passes the tap: logits are made only where it wants them."""
         with _running():
@@ -190,7 +210,7 @@ class Engine:
         ids, cache = self.ids(ids), Cache() if cache is None else cache
         if len(cache) and len(ids) != len(cache.ids):
             raise EngineError(f"the cache holds {len(cache.ids)} sequences, not {len(ids)}")
-        if self.has_encoder and source is None:
+        if self.has_encoder and source is None and not len(cache):
             raise EngineError("this model reads a text with its encoder first: give the text, and the decoder's ids")
         new = ids.shape[1]
         length = len(cache) + new
@@ -203,7 +223,7 @@ class Engine:
             written = None
         run = Run(cache, *turns, self._bias(), self.architecture.causal, source, tap)
         x = self._layers(x, run) if written is None else written(x, turns, cache)
-        cache.ids = np.concatenate((cache.ids, ids), axis=1) if len(cache) else ids
+        cache.add(ids)
         return tap(f"{self.stack}norm", self.block.norm(x[:, -new:], f"{self.stack}norm"))
 
     def _layers(self, x: F32, run: Run) -> F32:  # [b, t, width] -> the same
@@ -298,3 +318,12 @@ class Engine:
             cap = np.float32(config.logit_cap)
             logits = np.tanh(logits / cap) * cap
         return tap("logits", logits)
+
+
+def _stacked(turns: Sequence[Turn | None]) -> Turn | None:  # [1, dims / 2] each -> [texts, 1, 1, dims / 2]
+    """The rotations of several texts, a token of each, along their batch; none where there are none."""
+    found = [turn for turn in turns if turn is not None]
+    if not found:
+        return None
+    cos, sin = (np.stack(parts)[:, None] for parts in zip(*found, strict=True))
+    return cos, sin

@@ -14,6 +14,7 @@ from weightkit.engine.cache import Cache
 from weightkit.engine.finite import require_finite
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32
+from weightkit.engine.weights import FEW
 from weightkit.errors import EngineError, whole_number
 
 
@@ -50,33 +51,71 @@ def _within(value: Any, bounds: Callable[[float], bool]) -> bool:
 
 
 def generate(
-    engine: Engine, ids: Sequence[int], tokens: int, sampling: Sampling | None = None, ends: Collection[int] = ()
+    engine: Engine,
+    ids: Sequence[int],
+    tokens: int,
+    sampling: Sampling | None = None,
+    ends: Collection[int] = (),
+    steps: Steps | None = None,
 ) -> Iterator[tuple[int, F32]]:
     """The next `tokens` ids after a prompt, each with the logits [vocab] that it was chosen from.
 
-    Ends early after an id of `ends`, and where the model has no more positions. Raises EngineError for
-    ids outside the vocabulary.
+    Ends early after an id of `ends`, and where the model has no more positions. `steps` are shared with the texts
+    that are generated beside this one: take a token of each in turn. Raises EngineError for ids outside the vocabulary.
     """
-    sampling = sampling or Sampling()
+    sampling, steps = sampling or Sampling(), steps or Steps(engine)
     random = np.random.default_rng(sampling.seed)
     cache = Cache()
-    following = engine.ids(ids)
-    if len(following) != 1:
-        raise EngineError(f"generation continues one sequence of ids, not {len(following)}")
+    prompt = engine.ids(ids)
+    if len(prompt) != 1:
+        raise EngineError(f"generation continues one sequence of ids, not {len(prompt)}")
     engine.require_continues()
-    prompt, source = following, None
-    if engine.has_encoder:  # which reads the prompt; the decoder starts from nothing
-        source, following = engine.encode(following), np.array([[engine.config.decoder_start]], np.int64)
-    for _ in range(tokens):
-        if engine.most_tokens is not None and len(cache) + following.shape[1] > engine.most_tokens and len(cache):
-            return
-        logits = engine.logits(following, cache, source=source, last=True)[0, -1]
+    for left in reversed(range(tokens)):
+        logits = steps.take(cache) if len(cache) else _begin(engine, prompt, cache)
         require_finite(logits, engine, prompt if engine.has_encoder else cache.ids, cache.ids)
         chosen = choose(logits, sampling, random)
+        is_last = not left or chosen in ends or len(cache) == engine.most_tokens
+        if not is_last:
+            steps.wait(cache, chosen)
         yield chosen, logits
-        if chosen in ends:
+        if is_last:
             return
-        following = np.array([[chosen]], np.int64)
+
+
+def _begin(engine: Engine, prompt: NDArray[np.int64], cache: Cache) -> F32:  # [1, t] -> [vocab]
+    """Logits after a prompt. An encoder reads it, where there is one; the decoder then starts from nothing."""
+    if not engine.has_encoder:
+        return engine.logits(prompt, cache, last=True)[0, -1]
+    return engine.logits([[engine.config.decoder_start]], cache, source=engine.encode(prompt), last=True)[0, -1]
+
+
+class Steps:
+    """Texts that go on by a token each: all that wait are computed when one of them is asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: dict[Cache, int] = {}  # the id that goes into each next
+        self._logits: dict[Cache, F32] = {}  # computed and not yet taken
+
+    def wait(self, cache: Cache, chosen: int) -> None:
+        """A text goes on with an id."""
+        self._waiting[cache] = chosen
+
+    def take(self, cache: Cache) -> F32:  # -> [vocab]
+        """The logits after the id that a text went on with."""
+        if cache in self._waiting:
+            self._compute()
+        return self._logits.pop(cache)
+
+    def _compute(self) -> None:
+        engine, waiting, self._waiting = self._engine, self._waiting, {}
+        together = [] if len(waiting) == 1 else [cache for cache in waiting if not engine.turns_anew(cache)]
+        for cache in (cache for cache in waiting if cache not in together):
+            self._logits[cache] = engine.logits([[waiting[cache]]], cache, last=True)[0, -1]
+        for at in range(0, len(together), FEW):
+            some = together[at : at + FEW]
+            found = engine.logits_together([waiting[cache] for cache in some], some)
+            self._logits.update(zip(some, found, strict=True))
 
 
 def choose(logits: F32, sampling: Sampling, random: np.random.Generator) -> int:

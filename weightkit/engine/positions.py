@@ -29,10 +29,10 @@ def rotation(rope: Rope, positions: int, length: int, start: int = 0) -> tuple[F
 def rotate(x: F32, cos: F32, sin: F32, *, interleaved: bool = False) -> F32:
     """Turn pairs of the first dimensions of each head by the angle of their position.
 
-    x [..., t, head_dim], cos and sin [t, dims / 2] -> [..., t, head_dim]. The pairs are (i, i + dims / 2),
-    or, interleaved, (2i, 2i + 1).
+    x [..., t, head_dim], cos and sin [t, dims / 2], or [batch, 1, t, dims / 2] -> [..., t, head_dim]. The pairs are
+    (i, i + dims / 2), or, interleaved, (2i, 2i + 1).
     """
-    fits = x.ndim == 4 and x.dtype == np.float32 and x.strides[-1] == x.itemsize
+    fits = x.ndim == 4 and cos.ndim == 2 and x.dtype == np.float32 and x.strides[-1] == x.itemsize
     if x.size >= WORTH and fits and kernels.available():
         return steps.turned(x, cos, sin, interleaved=interleaved)
     half = cos.shape[-1]

@@ -5,7 +5,7 @@ Source: Gu and Dao, arXiv:2312.00752, algorithm 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +30,10 @@ def empty(batch: int, sizes: StateSpace) -> State:
 
 
 def mix(
-    x: F32, at: str, weights: Weights, sizes: StateSpace, state: State, activation: Callable[[F32], F32]
+    x: F32, at: str, weights: Weights, sizes: StateSpace, states: Sequence[State], activation: Callable[[F32], F32]
 ) -> F32:  # [b, t, width] -> [b, t, width]
-    """One mixer over the next tokens; `state` goes on with them."""
+    """One mixer over the next tokens; `states`, one of all texts or one for each, go on with them."""
+    state = State(np.concatenate([s.inputs for s in states]), np.concatenate([s.memory for s in states]))
     u, gate = np.split(weights.linear(x, f"{at}.in"), 2, axis=-1)  # [b, t, inner] each
     u = activation(_convolve(u, weights[f"{at}.conv"], weights.get(f"{at}.conv.bias"), state))
     dt, b, c = np.split(weights.linear(u, f"{at}.x"), [sizes.rank, sizes.rank + sizes.state], axis=-1)
@@ -43,6 +44,10 @@ def mix(
         decay = np.exp(dt[:, step, :, None] * rate)  # [b, inner, state]
         state.memory = decay * state.memory + (dt[:, step] * u[:, step])[..., None] * b[:, step, None, :]
         y[:, step] = (state.memory @ c[:, step, :, None])[..., 0]
+    for own, inputs, memory in zip(
+        states, np.split(state.inputs, len(states)), np.split(state.memory, len(states)), strict=True
+    ):
+        own.inputs, own.memory = inputs, memory
     y = (y + weights[f"{at}.D"] * u) * activation(gate)
     return weights.linear(y, f"{at}.out")
 

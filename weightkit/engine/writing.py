@@ -103,7 +103,7 @@ class Writing:
 
         `before` is the text of the context, but for a last character that is not whole yet.
         """
-        self.prompt = list(prompt)
+        self.prompt, self.context = list(prompt), list(context)
         self.ids: list[int] = []
         self._given: list[str] = []
         self._coming = ids
@@ -113,6 +113,10 @@ class Writing:
         self._parts = self._written()
 
     def __iter__(self) -> Iterator[str]:
+        return (part for part in self.steps() if part)
+
+    def steps(self) -> Iterator[str]:
+        """What of the text is settled with each id that is taken: it may be nothing yet."""
         for part in self._parts:
             self._given.append(part)
             yield part
@@ -120,12 +124,10 @@ class Writing:
     def _written(self) -> Iterator[str]:
         for token_id in self._coming:
             self.ids.append(token_id)
-            if piece := self._stop.add(self._settled.add(token_id)):
-                yield piece
+            yield self._stop.add(self._settled.add(token_id))
             if self._stop.reached:
                 return
-        if rest := self._stop.add(self._settled.end()) + self._stop.end():
-            yield rest
+        yield self._stop.add(self._settled.end()) + self._stop.end()
 
     def whole(self) -> str:
         """All of it, with what was before."""
