@@ -254,7 +254,7 @@ def test_more_tokens_than_learned_positions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("llama", {"hidden_act": "mish"}, "no activation 'mish'"),
+        ("llama", {"hidden_act": "prelu"}, "no activation 'prelu'"),
         ("llama", {"model_type": "rwkv"}, "'rwkv' is not known .*llama.*"),
         ("gpt2", {"tie_word_embeddings": False}, "lm_head is not in the files"),
     ],

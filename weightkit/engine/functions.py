@@ -105,6 +105,21 @@ def gelu(x: F32) -> F32:
     return 0.5 * x * (1 + erf(x.astype(np.float64) / math.sqrt(2)).astype(np.float32))
 
 
+def relu(x: F32) -> F32:
+    """max(x, 0)."""
+    return np.maximum(x, np.float32(0))
+
+
+def relu6(x: F32) -> F32:
+    """max(x, 0), and at most 6. Source: arXiv:1704.04861, in the code published with it."""
+    return np.clip(x, np.float32(0), np.float32(6))
+
+
+def laplace(x: F32) -> F32:
+    """Φ((x - √½) / σ) with σ² = 1 / 4π, in the digits of transformers. Source: Mega, arXiv:2209.10655, section 3.3."""
+    return (0.5 * (1 + erf((x.astype(np.float64) - 0.707107) / (0.282095 * math.sqrt(2))))).astype(np.float32)
+
+
 def erf(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """The error function to float64 accuracy, by the rational approximations of W. J. Cody.
 
@@ -160,6 +175,7 @@ _ERF_FAR = (
 )  # fmt: skip
 
 
+# All of transformers' but prelu and xielu, which have weights of their own.
 ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
     "silu": silu,
     "swish": silu,
@@ -171,8 +187,15 @@ ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
     "gelu_pytorch_tanh": gelu_tanh,
     "gelu_python_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
-    "relu": lambda x: np.maximum(x, np.float32(0)),
-    "relu2": lambda x: np.square(np.maximum(x, np.float32(0))),
+    "gelu_10": lambda x: np.clip(gelu(x), np.float32(-10), np.float32(10)),
+    "relu": relu,
+    "relu2": lambda x: np.square(relu(x)),
+    "relu6": relu6,
+    "leaky_relu": lambda x: np.where(x < 0, np.float32(0.01) * x, x),
+    "hardswish": lambda x: x * relu6(x + np.float32(3)) / np.float32(6),  # arXiv:1905.02244
+    "mish": lambda x: x * np.tanh(softplus(x)),  # arXiv:1908.08681
+    "laplace": laplace,
+    "sqrtsoftplus": lambda x: np.sqrt(softplus(x)),
     "sigmoid": sigmoid,
     "tanh": lambda x: np.tanh(x),
     "linear": lambda x: x,
