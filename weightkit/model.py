@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from weightkit.analysis.counts import Counts
     from weightkit.analysis.explain import Explanation
     from weightkit.analysis.statistics import Histogram, Outlier, Statistics
-    from weightkit.effect.measure import Effect
+    from weightkit.effect.measure import Effect, Ids
     from weightkit.effect.side_by_side import Continuations
     from weightkit.effect.windows import Masks
     from weightkit.surgery.edits import Edit
@@ -231,24 +231,24 @@ def diff(a: Model, b: Model, *, executor: Executor | None = None, progress: Prog
 def measure(
     a: Model,
     b: Model,
-    texts: Sequence[str] = (),
+    texts: Sequence[str | Path] = (),
     *,
-    ids: Sequence[Sequence[int]] = (),
+    ids: Sequence[Ids] = (),
     window: int | None = None,
     overlap: int | None = None,
     progress: Progress | None = None,
 ) -> Effect:
     """Run two models on the same texts (or token ids) and compare what they predict.
 
-    Texts are read with the tokenizer of `a`. Long ones are cut into windows of `window` tokens (512), each of
-    which begins with the last `overlap` tokens of the one before (half a window), to predict from. Raises
-    EngineError where there is nothing to compare.
+    Texts are read with the tokenizer of `a`; a Path is a text file, some of which is read at a time. Long ones are
+    cut into windows of `window` tokens (512), each of which begins with the last `overlap` tokens of the one before
+    (half a window), to predict from. Raises EngineError where there is nothing to compare.
     """
     from weightkit.effect.measure import measure
 
-    texts = [texts] if isinstance(texts, str) else texts
+    texts = [texts] if isinstance(texts, str | Path) else texts
     engines = a.engine, b.engine
-    sequences = [*(a.ids(text) for text in texts), *(list(sequence) for sequence in ids)]
+    sequences = [*(a.text_file(text) if isinstance(text, Path) else a.ids(text) for text in texts), *ids]
     masks = None if a.engine.continues else _masks(a)
     return measure(*engines, sequences, window=window, overlap=overlap, masks=masks, progress=progress)
 

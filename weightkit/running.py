@@ -7,6 +7,7 @@ import itertools
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from weightkit.engine.chat import Messages
     from weightkit.engine.forward import Engine
     from weightkit.engine.generate import Choice, Steps
+    from weightkit.engine.text_file import TextFile
     from weightkit.engine.tokenizer import Tokenizer
     from weightkit.engine.writing import Writing
 
@@ -80,6 +82,12 @@ class Running:
             return [operator.index(token_id) for token_id in one]
         except TypeError:
             raise EngineError("a prompt is one text, or its token ids: whole numbers, as in [1, 403, 407]") from None
+
+    def text_file(self, path: str | Path) -> TextFile:
+        """The token ids of a text file of any size, to iterate over: some of it is read at a time."""
+        from weightkit.engine.text_file import TextFile
+
+        return TextFile(Path(path), self.tokenizer)
 
     @overload
     def logits(self, ids: str | Sequence[int] | Array, *, decoder_ids: Ids | None = None) -> Array: ...

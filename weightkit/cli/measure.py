@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +27,7 @@ from weightkit.cli.output import (
     width,
 )
 from weightkit.cli.prompts import TokenIds, is_file, parse_ids, read_text
-from weightkit.effect.measure import Effect
+from weightkit.effect.measure import Effect, Ids
 from weightkit.effect.windows import WINDOW
 from weightkit.errors import EngineError, printable
 from weightkit.report import units
@@ -83,7 +85,7 @@ class Measured:
     model: Model
     effect: Effect
     names: list[str]  # of the texts
-    texts: list[list[int]]
+    texts: list[Ids]
 
     def fields(self) -> dict[str, Any]:
         """The JSON fields."""
@@ -116,10 +118,10 @@ class Measured:
         """Where the models differ most: the token, and what is before it."""
         place = self.effect.kl_max_at
         assert place is not None
-        ids = self.texts[place.text][: place.position]
-        before = "".join(map(self.model.token_text, ids[-CONTEXT:]))
+        ids = deque(islice(self.texts[place.text], place.position), CONTEXT)
+        before = "".join(map(self.model.token_text, ids))
         name = f"{self.names[place.text]}, " if len(self.texts) > 1 else ""
-        text = f"{'…' if len(ids) > CONTEXT else ''}{before}"
+        text = f"{'…' if place.position > CONTEXT else ''}{before}"
         token = self.model.token_text(place.id)
         return printable(f"{name}token {place.position:,}: '{token}' after '{text}'")
 
@@ -143,12 +145,14 @@ def measure_on(
 
     names = [*(Path(text).name if is_file(text) else "" for text in texts), *("" for _ in ids)]
     names = [name or f"text {number}" for number, name in enumerate(names, start=1)]
-    sequences = [*(a.ids(read_text(text)) for text in texts), *map(parse_ids, ids)]
+    words = (a.text_file(text) if is_file(text) else a.ids(read_text(text)) for text in texts)
+    sequences: list[Ids] = [*words, *map(parse_ids, ids)]
     with progress("predicting token") as report:
         effect = compare(a, b, ids=sequences, window=window, overlap=overlap, progress=report)
+    longest = max(sequences, key=len)
     for name, model, nll in (("A", a, effect.nll_a), ("B", b, effect.nll_b)):
         if not math.isfinite(nll):
-            NOTES.append(f"{name}: {_fault(model, max(sequences, key=len)[:WINDOW])}")
+            NOTES.append(f"{name}: {_fault(model, list(islice(longest, WINDOW)))}")
     return Measured(a, effect, names, sequences)
 
 

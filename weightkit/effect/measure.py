@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,13 @@ from weightkit.errors import EngineError, whole_number
 from weightkit.parallel import Progress
 
 COMPARED_BYTES = 8 << 20  # of logits, which are widened to float64
+
+
+class Ids(Protocol):
+    """The token ids of a text, which need not all be there at once."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[int]: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def _exp(nll: float) -> float:
 def measure(
     a: Engine,
     b: Engine,
-    texts: Iterable[Sequence[int]],
+    texts: Iterable[Ids],
     *,
     window: int | None = None,
     overlap: int | None = None,

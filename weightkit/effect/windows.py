@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -52,17 +53,20 @@ class Masks:
     never: frozenset[int] = frozenset()
 
 
-def windows(texts: Sequence[Sequence[int]], cut: Cut, *, encoder: bool = False) -> Iterator[Window]:
+def windows(texts: Iterable[Iterable[int]], cut: Cut, *, encoder: bool = False) -> Iterator[Window]:
     """All windows of all texts: every token but the first of each text is predicted once.
 
-    With an encoder, which reads what comes before, the first half of a text is only read.
+    With an encoder, which reads what comes before, the first half of a text is only read. No more of a text is held
+    than a window.
     """
     for text, ids in enumerate(texts):
-        start, first = 0, max(1, min(len(ids), cut.window) // 2) if encoder else 1
-        while start + first < len(ids):
-            part = list(ids[start : start + cut.window])
+        coming, start = iter(ids), 0
+        part = list(islice(coming, cut.window))
+        first = max(1, len(part) // 2) if encoder else 1
+        while first < len(part):
             yield Window(part, first, text, start)
             start, first = start + len(part) - cut.overlap, cut.overlap
+            part = part[-cut.overlap :] + list(islice(coming, cut.window - cut.overlap))
 
 
 def predictions(engine: Engine, window: Window, masks: Masks | None, tap: Tap) -> Iterator[tuple[Array, F32]]:

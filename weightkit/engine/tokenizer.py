@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,22 @@ from weightkit.errors import EngineError, FormatError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MASKS = ("[MASK]", "<mask>")  # of BERT and of RoBERTa
-PIECE, MARGIN = 1 << 18, 1 << 10  # characters of a long text that are read at a time, and seen on both sides
+PIECE, MARGIN = 1 << 16, 1 << 10  # characters of a long text that are read at a time, and seen on both sides
+
+
+class LosesPlaceError(EngineError):
+    """A tokenizer drops characters, and with them the count of where it is in a text."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a long text: `first` to `stop` of what is seen, which is MARGIN more on both sides."""
+
+    seen: str
+    first: int
+    stop: int
+    is_first: bool
+    is_last: bool
 
 
 class Tokenizer:
@@ -55,27 +71,36 @@ class Tokenizer:
 
         A long text is read in pieces, for a token takes much memory on its way; see `_piece`.
         """
-        if len(text) > PIECE + MARGIN:
-            pieces = [self._piece(text, at, special=special) for at in range(0, len(text), PIECE)]
-            if all(piece is not None for piece in pieces):
-                return [i for piece in pieces for i in piece or ()]
-        return self._encode(text, add_special_tokens=special)
+        try:
+            parts = (text[at : at + PIECE] for at in range(0, len(text), PIECE))
+            return [i for ids in self.stream(parts, special=special) for i in ids]
+        except LosesPlaceError:
+            return self._encode(text, add_special_tokens=special)
 
-    def _piece(self, text: str, at: int, *, special: bool) -> list[int] | None:
-        """The ids of the tokens that begin in the piece at `at`; special ones only at the ends of the text.
+    def stream(self, parts: Iterable[str], *, special: bool = True) -> Iterator[list[int]]:
+        """The ids of a text that comes in parts, some at a time: those of the whole, which is never there at once.
 
-        What they are is decided with text on both sides of the piece, so that they are those of the whole. None
-        for a tokenizer that drops what it does not know, and loses count of where it is in the text.
+        Raises LosesPlaceError for a long text where the tokenizer drops what it does not know.
         """
-        low, stop = max(0, at - MARGIN), at + PIECE
-        seen = text[low : stop + MARGIN]
-        found = self._encoding(seen, add_special_tokens=special)
+        for piece in _pieces(parts):
+            if piece.is_first and piece.is_last:
+                yield self._encode(piece.seen, add_special_tokens=special)
+            else:
+                yield self._piece(piece, special=special)
+
+    def _piece(self, piece: Piece, *, special: bool) -> list[int]:
+        """The ids of the tokens that begin in a piece; special ones only at the ends of the text.
+
+        What they are is decided with text on both sides of the piece, so that they are those of the whole.
+        """
+        found = self._encoding(piece.seen, add_special_tokens=special)
+        ids, starts_and_ends = found.ids, found.offsets  # each made anew whenever it is asked for
         own = [i for i, is_added in enumerate(found.special_tokens_mask) if not is_added]
-        if seen.strip() and (not own or found.offsets[own[-1]][1] < len(seen.rstrip())):
-            return None
-        kept = [found.ids[i] for i in own if at <= low + found.offsets[i][0] < stop]
-        before = found.ids[: own[0]] if own and at == 0 else []
-        after = found.ids[own[-1] + 1 :] if own and stop >= len(text) else []
+        if piece.seen.strip() and (not own or starts_and_ends[own[-1]][1] < len(piece.seen.rstrip())):
+            raise LosesPlaceError(f"{self._path}: drops what it does not know, so it cannot read a text in pieces")
+        kept = [ids[i] for i in own if piece.first <= starts_and_ends[i][0] < piece.stop]
+        before = ids[: own[0]] if own and piece.is_first else []
+        after = ids[own[-1] + 1 :] if own and piece.is_last else []
         return [*before, *kept, *after]
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -148,6 +173,18 @@ class Tokenizer:
         token = getattr(self._tokenizer.model, "unk_token", None)
         found: int | None = self._tokenizer.token_to_id(token) if token else None
         return found
+
+
+def _pieces(parts: Iterable[str]) -> Iterator[Piece]:
+    """A text that comes in parts, PIECE characters at a time; a text that is not much longer is one piece."""
+    seen, first, is_first = "", 0, True
+    for part in parts:
+        seen += part
+        while len(seen) > first + PIECE + MARGIN:
+            yield Piece(seen[: first + PIECE + MARGIN], first, first + PIECE, is_first, is_last=False)
+            kept = max(0, first + PIECE - MARGIN)
+            seen, first, is_first = seen[kept:], first + PIECE - kept, False
+    yield Piece(seen, first, len(seen), is_first, is_last=True)
 
 
 @contextmanager
