@@ -228,7 +228,8 @@ def test_few_tokens_run_at_a_time_where_patterns_are_wide(model: wk.Model, monke
     steps: list[int] = []
     text = room.text_of(model.engine, LONG)
     sink = lambda address, axes, x, start: steps.append(x.shape[axes.index("position")])  # noqa: E731
-    monkeypatch.setattr(room, "MOST_SCORES", 4 * 60 * 7)
+    monkeypatch.setattr(room, "MOST_PATTERN", 4 * 60 * 7)
+    monkeypatch.setattr(room, "MOST_LOGITS", 97 * 17)
     room.record(model.engine, text, ["layers.0.attn.pattern"], sink)
     assert steps == [7] * 8 + [4]
     steps.clear()

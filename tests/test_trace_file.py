@@ -19,6 +19,7 @@ from tests.running import IDS
 from weightkit.effect import trace as room
 from weightkit.effect import trace_file
 from weightkit.effect.activations import CHOICES
+from weightkit.engine import attention
 from weightkit.errors import AddressError, EngineError, SaveError, WeightkitError
 
 LONG = (np.arange(60) * 31 % 97).tolist()
@@ -109,7 +110,7 @@ def test_texts_of_an_encoder_are_appended(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pattern of 2,000 tokens is 64 MB."""
-    monkeypatch.setattr(room, "MOST_SCORES", 1 << 18)
+    monkeypatch.setattr(room, "MOST_PATTERN", 1 << 18)
     model = wk.open(tiny.write(tmp_path / "m"))
     ids = (np.arange(2000) * 31 % 97).tolist()
     tracemalloc.start()
@@ -119,6 +120,24 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
     finally:
         tracemalloc.stop()
     assert (tmp_path / "trace.h5").stat().st_size > 30 << 20
+
+
+def test_memory_grows_with_a_text_as_keys_and_values_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MOST_SCORES", 1 << 16)
+    model = wk.open(tiny.write(tmp_path / "m"))
+    config = model.engine.config
+
+    def peak(tokens: int) -> int:
+        tracemalloc.start()
+        try:
+            model.save_trace(tmp_path / "trace.h5", [5] * tokens, ["layers.*.out"], force=True)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(300)  # weights are kept from now on
+    kept = 2 * 4 * config.layers * config.kv_heads * config.head_dim  # bytes of a token
+    assert peak(4000) - peak(1000) < 3000 * kept * 1.25 + 3000 * 400  # a token as id and as text
 
 
 def test_tokens_with_a_nul(model: wk.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

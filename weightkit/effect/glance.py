@@ -10,6 +10,8 @@ import numpy as np
 from weightkit.dtypes import Array
 from weightkit.effect.activations import CHOICES, Axes
 
+SOME = 1 << 20  # numbers that are widened at a time
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -47,9 +49,11 @@ class Glance:
         sums = self._sums.setdefault(address, _Sums(axes, x.shape))
         end = axes.index("position")
         sums.shape = (*x.shape[:end], start + x.shape[end], *x.shape[end + 1 :])
-        wide = x.astype(np.float64).ravel()
-        sums.squares += float(wide @ wide)
-        sums.abs_max = float(np.maximum(sums.abs_max, np.abs(x).max(initial=0)))  # NaN stays
+        flat = x.reshape(-1)
+        for at in range(0, len(flat), SOME):
+            wide = flat[at : at + SOME].astype(np.float64)
+            sums.squares += float(wide @ wide)
+            sums.abs_max = float(np.maximum(sums.abs_max, np.abs(wide).max()))  # NaN stays
 
     def rows(self) -> list[Activation]:
         """One row for each activation, in the order of the run."""

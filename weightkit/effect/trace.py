@@ -11,7 +11,6 @@ import numpy as np
 from weightkit.dtypes import Array
 from weightkit.effect.activations import Axes, activations, matching
 from weightkit.effect.changes import Applied, Change, Replacement, applied
-from weightkit.engine.attention import MOST_SCORES
 from weightkit.engine.cache import Cache
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32
@@ -19,6 +18,8 @@ from weightkit.errors import AddressError, EditError, EngineError, NotCapturedEr
 from weightkit.parallel import Progress
 
 STEP = 256  # tokens that run at a time
+MOST_PATTERN = 1 << 22  # numbers of a pattern that is seen, 16 MB, of which there are a few copies
+MOST_LOGITS = 1 << 24
 
 # Takes an address, its axes, the activation of some tokens, without a batch, and the position of the first of them.
 Sink = Callable[[str, Axes, Array, int], None]
@@ -183,10 +184,12 @@ class _Recorder:
 
     def step(self, heads: int, vocab: int) -> int:
         """Tokens that can run at a time: all their scores, and their logits, are there at once where they are seen."""
-        patterns = (
-            heads * len(self._text.ids) if any(self.wants(n) for n, axes in self._axes.items() if "key" in axes) else 1
-        )
-        return max(1, min(STEP, MOST_SCORES // max(patterns, vocab if self.wants("logits") else 1)))
+        most = STEP
+        if any(self.wants(name) for name, axes in self._axes.items() if "key" in axes):
+            most = min(most, MOST_PATTERN // (heads * len(self._text.ids)))
+        if self.wants("logits"):
+            most = min(most, MOST_LOGITS // vocab)
+        return max(1, most)
 
     def wants(self, address: str) -> bool:
         return address in self._captured or address in self._changes

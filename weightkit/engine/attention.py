@@ -11,7 +11,7 @@ from weightkit import kernels, steps
 from weightkit.engine.functions import F32, softmax
 from weightkit.threads import crew
 
-MOST_SCORES = 1 << 24  # numbers held at a time: 64 MB
+MOST_SCORES = 1 << 20  # numbers that a thread makes at a time, 4 MB, of which there are a few copies
 # Queries at a time, so that they see few keys that come after them; from so many on, heads share the threads.
 MANY = 128
 WORTH = 1 << 12  # scores of a head from which on compiled loops are used

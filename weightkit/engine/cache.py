@@ -1,4 +1,4 @@
-"""The cache: what attention and mixers keep of the tokens already seen, in arrays that grow by doubling."""
+"""The cache: what attention and mixers keep of the tokens already seen, in arrays that grow by a quarter."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from weightkit.engine.functions import F32
 
 Pair = tuple[F32, F32]
 WORTH = 8  # tokens after which it pays to compile what more of them need
+
+LEAST = 64  # tokens more that there is room for when the arrays grow
 
 
 class Cache:
@@ -42,7 +44,8 @@ class Cache:
         end = n + k.shape[2]
         held = self._layers.get(at)
         if held is None or held[0].shape[2] < end:
-            grown = tuple(np.empty((*x.shape[:2], max(2 * n, end), x.shape[3]), np.float32) for x in (k, v))
+            room = end if held is None else end + max(LEAST, end // 4)
+            grown = tuple(np.empty((*x.shape[:2], room, x.shape[3]), np.float32) for x in (k, v))
             if held is not None:
                 for old, new in zip(held, grown, strict=True):
                     new[:, :, :n] = old[:, :, :n]
