@@ -16,7 +16,7 @@ import weightkit as wk
 from tests.test_families import opened, random
 from tests.test_families import write as write_family
 from tests.tiny import CONFIGS, FAMILIES, shapes, write
-from weightkit.analysis.statistics import Histogram
+from weightkit.analysis.closely import Histogram
 from weightkit.report import units
 from weightkit.report.charts import bars
 from weightkit.report.pipeline import pipeline, steps

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import mmap
+import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,14 +20,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import weightkit as wk
-from tests.by_hand import NUMPY, Array, f32, shrink_blocks, write_file
+from tests.by_hand import NUMPY, Array, f32, shrink_blocks, write_file, write_holes
 from tests.tiny import CONFIGS, weights, write
-from weightkit.analysis.statistics import QUANTILES, Statistics, Summary
+from weightkit.analysis import reading, tally
+from weightkit.analysis.statistics import QUANTILES, Statistics
+from weightkit.analysis.summary import ExactMoments, Summary
 from weightkit.dtypes import DTYPES
 from weightkit.kernels import Moments
 
 REAL = [name for name in NUMPY if name != "C64"]
 FLOATS = [name for name in REAL if name[0] in "FB" and name != "BOOL"]
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled loops count few numbers too."""
+    monkeypatch.setattr(tally, "FEW", 0)
 
 
 def opened(folder: Path, array: Array) -> wk.Model:
@@ -53,7 +66,17 @@ def expected(array: Array) -> dict[str, float]:
     result |= {"mean": mean, "std": math.sqrt(m2), "min": finite.min(), "max": finite.max()}
     result |= {"abs_max": np.abs(finite).max(), "l2": math.sqrt(math.fsum(finite**2))}
     flat = finite.min() == finite.max()
+    result |= {"subnormals": int(((np.abs(finite) < smallest_normal(array.dtype)) & (finite != 0)).sum())}
     return result | {"skewness": math.nan if flat else m3 / m2**1.5, "kurtosis": math.nan if flat else m4 / m2**2 - 3}
+
+
+def smallest_normal(kind: Any) -> float:
+    """The smallest normal number of a type; 0 of one of whole numbers."""
+    return float(ml_dtypes.finfo(kind).smallest_normal) if ml_dtypes_float(kind) else 0.0
+
+
+def ml_dtypes_float(kind: Any) -> bool:
+    return np.dtype(kind).kind in "fV"  # V: the types of ml_dtypes
 
 
 def same(found: Statistics, array: Array) -> None:
@@ -63,7 +86,7 @@ def same(found: Statistics, array: Array) -> None:
     assert {k: v for k, v in got.items() if k not in sums} == pytest.approx(
         {k: v for k, v in want.items() if k not in sums}, rel=0, abs=0, nan_ok=True
     )
-    assert {k: got[k] for k in sums} == pytest.approx({k: want[k] for k in sums}, rel=1e-9, abs=1e-10, nan_ok=True)
+    assert {k: got[k] for k in sums} == pytest.approx({k: want[k] for k in sums}, rel=1e-10, abs=1e-12, nan_ok=True)
 
 
 def lower_quantiles(array: Array) -> list[float]:
@@ -144,6 +167,47 @@ def test_whole_numbers(tmp_path: Path, dtype: str, values: list[int] | None) -> 
         same(found, array)
 
 
+@pytest.mark.parametrize("dtype", REAL)
+def test_distinct_values_and_their_entropy(tmp_path: Path, dtype: str) -> None:
+    array = random(dtype, 3000)
+    array[:2] = np.array([0.0, -0.0]).astype(NUMPY[dtype])
+    found = row(tmp_path, array)
+    values, counts = np.unique(array.astype(np.float64), return_counts=True)
+    if NUMPY[dtype] is not np.bool_ and np.dtype(NUMPY[dtype]).itemsize > 2:
+        assert (found.distinct, found.entropy) == (None, None)
+        return
+    counts = counts[np.isfinite(values)]
+    share = counts / counts.sum()
+    assert found.distinct == len(counts)
+    assert found.entropy == pytest.approx(-math.fsum(share * np.log2(share)), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
+@pytest.mark.parametrize("part", [100, 999, 1 << 25])
+def test_threads_and_parts_change_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, part: int
+) -> None:
+    model = opened(tmp_path, random(dtype, 6000).reshape(60, 100))
+    (want,) = model.statistics()
+    monkeypatch.setattr(reading, "PART", part)
+    monkeypatch.setattr(reading, "CHUNK", part * 2)
+    for threads in (1, 2, 8):
+        with ThreadPoolExecutor(threads) as executor:
+            assert model.statistics(executor=executor) == [want]
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system keeps the pages that it wants to")
+def test_pages_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "CHUNK", 1 << 20)
+    path = write_holes(tmp_path / "x.safetensors", {"x": (1 << 13, 1 << 13)}, "BF16", 2)
+    pages = Path("/proc/self/smaps")
+    most = 0
+    for _ in reading.stored(wk.open(path).select()[0]):
+        entry = pages.read_text().partition(str(path))[2]
+        most = max(most, int(re.search(r"Rss: +(\d+) kB", entry)[1]))  # type: ignore[index]
+    assert most <= 1 << 12  # of 128 MB
+
+
 @pytest.mark.parametrize("value", [0.1, 1e-3, -7.77, 1e30, 3e-39])
 def test_equal_numbers_have_no_spread(tmp_path: Path, value: float) -> None:
     found = row(tmp_path, np.full(30_001, value, np.float32))
@@ -175,24 +239,32 @@ def test_quantiles_at_any_length(tmp_path: Path, dtype: str, size: int) -> None:
 NUMBERS = arrays.arrays(np.float32, st.integers(0, 40), elements=st.floats(-1e3, 1e3, width=32) | st.just(math.nan))
 
 
-def close(a: Summary, b: Summary) -> None:
-    exact = ("nan", "inf", "zeros", "low", "high", "single")
-    assert [getattr(a, name) for name in exact] == [getattr(b, name) for name in exact]
-    assert np.array_equal(a.counts, b.counts)
-    assert dataclasses.astuple(a.moments) == pytest.approx(dataclasses.astuple(b.moments), rel=1e-9, abs=1e-6)
-
-
 @settings(deadline=None, max_examples=60)
-@given(x=NUMBERS, y=NUMBERS, z=NUMBERS, dtype=st.sampled_from(["F32", "F64", "F16", "I8"]))
-def test_summaries_add_up(x: Array, y: Array, z: Array, dtype: str) -> None:
-    with np.errstate(invalid="ignore"):
+@given(x=NUMBERS, y=NUMBERS, z=NUMBERS, dtype=st.sampled_from(["F32", "F64", "F16", "BF16", "F8_E5M2", "I8", "I32"]))
+def test_summaries_add_up_to_the_bit(x: Array, y: Array, z: Array, dtype: str) -> None:
+    with np.errstate(all="ignore"):
         parts = [
-            np.nan_to_num(v, nan=0).astype(np.int8) if dtype == "I8" else v.astype(NUMPY[dtype]) for v in (x, y, z)
+            (np.nan_to_num(v, nan=0) if dtype[0] == "I" else v).astype(NUMPY[dtype]).view(DTYPES[dtype].stored)
+            for v in (x, y, z)
         ]
-    a, b, c = (Summary.of(DTYPES[dtype], part) for part in parts)
-    close((a + b) + c, a + (b + c))
-    close(a + b, b + a)
-    close(a + b + c, Summary.of(DTYPES[dtype], np.concatenate(parts)))
+    a, b, c = (Summary.of(DTYPES[dtype], [part]) for part in parts)
+    want = Summary.of(DTYPES[dtype], [np.concatenate(parts)]).to_bytes()
+    assert {found.to_bytes() for found in ((a + b) + c, a + (b + c), c + (b + a), Summary() + b + c + a)} == {want}
+
+
+@settings(deadline=None, max_examples=30)
+@given(x=NUMBERS, y=NUMBERS, z=NUMBERS)
+def test_summaries_of_different_types_add_up(x: Array, y: Array, z: Array) -> None:
+    a, b = Summary.of(DTYPES["F32"], [x]), Summary.of(DTYPES["F64"], [z.astype(np.float64)])
+    c = Summary.of(DTYPES["F16"], [y.astype(np.float16)])
+    together = ((a + c) + b, a + (b + c), b + (c + a))
+    assert len({found.to_bytes() for found in together}) == 1
+    values = np.concatenate([x.astype(np.float64), y.astype(np.float16).astype(np.float64), z])
+    values = values[np.isfinite(values)]
+    assert together[0].finite == values.size
+    if values.size:
+        exact = sum(map(Fraction, values.tolist())) / values.size  # rounded once
+        assert ExactMoments.of(together[0]).mean == float(exact)
 
 
 @settings(deadline=None, max_examples=100)

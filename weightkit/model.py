@@ -11,7 +11,7 @@ from weightkit.assembly import open_registry
 from weightkit.checkpoint import Checkpoint, open_checkpoint
 from weightkit.config import Config
 from weightkit.errors import AddressError, WeightkitError, one_line
-from weightkit.parallel import Progress, in_order
+from weightkit.parallel import Progress
 from weightkit.registry import Registry
 from weightkit.tracing import Tracing
 from weightkit.weight import Selection, Weight
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from weightkit.analysis.check import Soundness
+    from weightkit.analysis.closely import Histogram, Outlier
     from weightkit.analysis.compare import Diff
     from weightkit.analysis.counts import Counts
     from weightkit.analysis.explain import Explanation
-    from weightkit.analysis.statistics import Histogram, Outlier, Statistics
+    from weightkit.analysis.statistics import Statistics
     from weightkit.effect.measure import Effect, Ids
     from weightkit.effect.side_by_side import Continuations
     from weightkit.effect.windows import Masks
@@ -166,10 +167,10 @@ class Model(Tracing):
         executor: Executor | None = None,
         progress: Progress | None = None,
     ) -> list[Statistics]:
-        """One row of statistics per weight that the address names."""
-        from weightkit.analysis.statistics import statistics
+        """One row of statistics per weight that the address names. `progress` is told bytes."""
+        from weightkit.analysis.statistics import Group, table
 
-        return list(in_order(statistics, self.select(address), executor=executor, progress=progress))
+        return table([Group.of(found) for found in self.select(address)], executor=executor, progress=progress)
 
     def stats(self, address: str | None = None, *, executor: Executor | None = None) -> pd.DataFrame:
         """`statistics` as a DataFrame."""
@@ -182,7 +183,8 @@ class Model(Tracing):
 
     def look(self, address: str, bins: int = 32) -> Look:
         """One weight closely: statistics, histogram, the numbers farthest from the mean."""
-        from weightkit.analysis.statistics import histogram, outliers, statistics
+        from weightkit.analysis.closely import histogram, outliers
+        from weightkit.analysis.statistics import statistics
 
         found = self[address]
         selection = found if isinstance(found, Selection) else Selection.of(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -219,6 +220,22 @@ def rows_on_map(source: Source) -> Array | None:
         return None
     raw = Tensor(inner.name, DTYPES["U8"], (*lead, inner.dtype.nbytes(row)), inner.path, inner.offset)
     return raw.mapped()
+
+
+def give_back(source: Source, stored: Array) -> None:
+    """Let the memory map forget what was read of `stored`, a part of it: the pages come back if they are touched.
+
+    So what is resident of a large file stays small. Where the system has no such thing, nothing happens.
+    """
+    inner = source.base if isinstance(source, Strided) else source
+    if not hasattr(mmap, "MADV_DONTNEED") or not stored.size:
+        return
+    whole_map = _map(inner.path, os.stat(inner.path).st_mtime_ns)
+    low, high = np.lib.array_utils.byte_bounds(stored)
+    base = whole_map.ctypes.data
+    if base <= low and high <= base + whole_map.nbytes:
+        start = (low - base) // mmap.PAGESIZE * mmap.PAGESIZE
+        whole_map._mmap.madvise(mmap.MADV_DONTNEED, start, high - base - start)  # type: ignore[attr-defined]
 
 
 def place_of(source: Source) -> object:

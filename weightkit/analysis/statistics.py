@@ -1,41 +1,50 @@
-"""Statistics of weights, in blocks. A `Summary` adds up, so any split gives the same answer.
+"""Statistics of weights, exact to the last bit but for one rounding: one row for each weight, or for a group.
 
-Types of 8 and 16 bits have at most 65,536 values: counting how often each occurs gives every statistic
-exactly. Wider types are summed up in float64 block by block; their quantiles come from the counts of
-the upper 16 bits of the number, and a second pass over the lower ones.
+The numbers are counted in parts, whose summaries add up (see summary.py). Numbers wider than 16 bits are read
+a second time for their quantiles: the first time tells the upper halves of these, the second the lower ones.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from weightkit.dtypes import DTYPES, Array, DType
-from weightkit.kernels import Moments
+from weightkit.analysis import reading, tally
+from weightkit.analysis.summary import ExactMoments, Summary, Table
+from weightkit.dtypes import Array
+from weightkit.parallel import Progress, in_order
 from weightkit.weight import Selection
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+Result = TypeVar("Result")
+
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
-PATTERNS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """One row: a weight, or a part of one, in numbers. A number that does not exist is NaN."""
+    """One row: a weight, a part of one or a group of them, in numbers. A number that does not exist is NaN."""
 
     address: str
-    name: str
-    role: str
+    name: str  # of the tensor; empty for a group
+    role: str  # of all of a group, or empty
     layer: int | None
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: str  # those of a group with + between
+    shape: tuple[int, ...]  # of a group, none
+    weights: int  # how many there are in the group
     count: int
     nan: int
     inf: int
     zeros: int
+    subnormals: int
+    distinct: int | None  # different finite values; None for types wider than 16 bits
+    entropy: float | None  # of the finite values, in bits; None likewise
     mean: float  # over finite values, as are all that follow
     std: float  # of the population
     min: float
@@ -49,211 +58,144 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What is known of some numbers of one type; `a + b` is what is known of both together."""
+class Group:
+    """Selections that are one row together."""
 
-    dtype: DType
-    counts: Array = field(repr=False)  # of each bit pattern, or of the upper 16 bits of `_key`
-    moments: Moments = field(default_factory=Moments)  # of wide types
-    nan: int = 0
-    inf: int = 0
-    zeros: int = 0
-    low: float = math.inf
-    high: float = -math.inf
-    single: bool = True  # every finite number is one that float32 has
+    address: str
+    selections: tuple[Selection, ...]
 
     @classmethod
-    def of(cls, dtype: DType, stored: Array) -> Summary:
-        """The summary of one block of stored elements."""
-        if dtype.patterns:
-            bits = stored.reshape(-1).view(np.uint8 if stored.dtype.itemsize == 1 else np.uint16)
-            return cls(dtype, np.bincount(bits, minlength=PATTERNS))
-        values = dtype.decode(stored, np.float64).reshape(-1)
-        nan, inf = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-        if nan or inf:
-            values = values[np.isfinite(values)]
-        with np.errstate(over="ignore"):
-            single = values.astype(np.float32)
-        return cls(
-            dtype,
-            np.bincount(_key(single) >> np.uint32(16), minlength=PATTERNS),
-            Moments.of(values),
-            nan,
-            inf,
-            int((values == 0).sum()),
-            float(values.min(initial=math.inf)),
-            float(values.max(initial=-math.inf)),
-            bool((single == values).all()),
-        )
-
-    def __add__(self, other: Summary) -> Summary:
-        return Summary(
-            self.dtype,
-            self.counts + other.counts,
-            self.moments + other.moments,
-            self.nan + other.nan,
-            self.inf + other.inf,
-            self.zeros + other.zeros,
-            min(self.low, other.low),
-            max(self.high, other.high),
-            self.single and other.single,
-        )
+    def of(cls, selection: Selection) -> Group:
+        """One selection by itself."""
+        return cls(selection.address, (selection,))
 
 
 def statistics(selection: Selection) -> Statistics:
-    """Every statistic of a selection, read in blocks (twice, for types wider than 16 bits)."""
-    dtype = selection.dtype
-    start = Summary(dtype, np.zeros(PATTERNS, np.int64))
-    total = sum((Summary.of(dtype, stored) for _, stored in selection.blocks()), start)
-    if dtype.patterns:
-        total, quantiles = _from_patterns(total)
-    else:
-        quantiles = _wide_quantiles(total, lambda: (stored for _, stored in selection.blocks()))
-    m = total.moments
-    any_finite = m.count > 0
+    """Every statistic of a selection."""
+    (row,) = table([Group.of(selection)])
+    return row
+
+
+def table(
+    groups: Sequence[Group], *, executor: Executor | None = None, progress: Progress | None = None
+) -> list[Statistics]:
+    """One row of statistics for each group. `progress` is told bytes."""
+    tasks = [_Task(i, part) for i, group in enumerate(groups) for s in group.selections for part in reading.parts(s)]
+    totals = [Summary() for _ in groups]
+    for task, summary in _done(_first, tasks, executor, progress):
+        totals[task.group] += summary
+    uppers = [_uppers(total) for total in totals]
+    again = [replace(t, uppers=uppers[t.group]) for t in tasks if uppers[t.group] and not t.part.dtype.patterns]
+    known = [total.values for total in totals]
+    for task, counts in _done(_second, again, executor, progress):
+        known[task.group] += counts
+    return [_row(*of_group) for of_group in zip(groups, totals, known, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Task:
+    group: int
+    part: Selection
+    uppers: tuple[int, ...] = ()  # halves of keys whose lower halves are asked for
+
+
+def _first(task: _Task) -> Summary:
+    return Summary.of(task.part.dtype, reading.stored(task.part))
+
+
+def _second(task: _Task) -> Table:
+    """The numbers whose upper halves are asked for, by their whole keys."""
+    dtype, uppers = task.part.dtype, np.array(task.uppers)
+    counts = np.zeros((len(uppers), tally.HALF), np.int64)
+    for stored in reading.stored(task.part):
+        numbers = stored if stored.dtype == np.float32 else dtype.decode(stored, np.float64)
+        counts += tally.lower_halves(numbers, uppers)
+    return sum((Table.of(row, upper << 16) for upper, row in zip(task.uppers, counts, strict=True)), Table())
+
+
+def _done(
+    function: Callable[[_Task], Result], tasks: list[_Task], executor: Executor | None, progress: Progress | None
+) -> Iterator[tuple[_Task, Result]]:
+    """Tasks with their results; `progress` is told how many bytes of all are done."""
+    done, total = 0, sum(_bytes(task.part) for task in tasks)
+    for task, result in zip(tasks, in_order(function, tasks, executor=executor), strict=True):
+        yield task, result
+        done += _bytes(task.part)
+        if progress is not None:
+            progress(done, total)
+
+
+def _bytes(part: Selection) -> int:
+    return part.dtype.nbytes(part.size)
+
+
+def _row(group: Group, total: Summary, known: Table) -> Statistics:
+    moments = ExactMoments.of(total)
+    any_finite = total.finite > 0
+    quantiles = _at_ranks(total, known, _ranks(total.finite))
+    first = group.selections[0]
+    alone = len(group.selections) == 1
+    roles, layers = {str(s.role) for s in group.selections}, {s.weight.layer for s in group.selections}
     return Statistics(
-        address=selection.address,
-        name=selection.name,
-        role=str(selection.role),
-        layer=selection.weight.layer,
-        dtype=dtype.name,
-        shape=selection.shape,
-        count=selection.size,
+        address=group.address,
+        name=first.name if alone else "",
+        role=roles.pop() if len(roles) == 1 else "",
+        layer=layers.pop() if len(layers) == 1 else None,
+        dtype="+".join(dict.fromkeys(s.dtype.name for s in group.selections)),
+        shape=first.shape if alone else (),
+        weights=len(group.selections),
+        count=sum(s.size for s in group.selections),
         nan=total.nan,
         inf=total.inf,
         zeros=total.zeros,
-        mean=m.mean if any_finite else math.nan,
-        std=m.std,
-        min=total.low + 0.0 if any_finite else math.nan,  # -0 is 0
-        max=total.high + 0.0 if any_finite else math.nan,
+        subnormals=total.subnormals,
+        distinct=total.distinct,
+        entropy=total.entropy,
+        mean=moments.mean,
+        std=moments.std,
+        min=total.low if any_finite else math.nan,
+        max=total.high if any_finite else math.nan,
         abs_max=max(abs(total.low), abs(total.high)) if any_finite else math.nan,
-        l2=math.hypot(math.sqrt(m.m2), math.sqrt(m.count) * m.mean) if any_finite else math.nan,
-        skewness=m.skewness,
-        kurtosis=m.kurtosis,
+        l2=moments.l2,
+        skewness=moments.skewness,
+        kurtosis=moments.kurtosis,
         quantiles={f"{q:g}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
-        exact=bool(dtype.patterns) or total.single,
+        exact=total.single,
     )
 
 
-def _from_patterns(total: Summary) -> tuple[Summary, Array]:
-    """A summary completed from the counts of bit patterns, and the quantiles."""
-    order, values = _sorted_patterns(total.dtype.name)
-    counts = total.counts[order]
-    present = counts > 0
-    values, counts = values[present], counts[present]
-    finite = np.isfinite(values)
-    kept, times = values[finite], counts[finite]
-    complete = Summary(
-        total.dtype,
-        total.counts,
-        Moments.of(kept, times),
-        nan=int(counts[np.isnan(values)].sum()),
-        inf=int(counts[np.isinf(values)].sum()),
-        zeros=int(counts[values == 0].sum()),
-        low=float(kept.min(initial=math.inf)),
-        high=float(kept.max(initial=-math.inf)),
-    )
-    ranks = _ranks(int(times.sum()))
-    if ranks is None:
-        return complete, np.full(len(QUANTILES), np.nan)
-    return complete, kept[np.searchsorted(np.cumsum(times), ranks, side="right")]
+# ── quantiles ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-@functools.cache
-def _sorted_patterns(dtype: str) -> tuple[Array, Array]:
-    """All bit patterns of a small type in order of value, and the values, float64. [65536] or [256]"""
-    kind = DTYPES[dtype]
-    patterns = np.arange(kind.patterns or 0, dtype=np.uint32).astype(f"u{np.dtype(kind.stored).itemsize}")
-    values = kind.decode(patterns.view(kind.stored), np.float64)
-    order = np.argsort(values, kind="stable")
-    return order, values[order]
+def _ranks(count: int) -> Array:
+    """The rank of each quantile among so many numbers; none where there are none."""
+    return np.floor(np.array(QUANTILES) * (count - 1)).astype(np.int64) if count else np.empty(0, np.int64)
 
 
-def _wide_quantiles(total: Summary, blocks: Callable[[], Iterable[Array]]) -> Array:
-    """Quantiles through float32: exact where every number is one, else right to its rounding."""
-    ranks = _ranks(total.moments.count)
-    if ranks is None:
+def _uppers(total: Summary) -> tuple[int, ...]:
+    """The upper halves of the quantiles' keys, where only those are counted."""
+    if not total.halves.keys.size:
+        return ()
+    halves = total.halves + total.values.halves()
+    places = np.searchsorted(np.cumsum(halves.counts), _ranks(total.finite), side="right")
+    return tuple(sorted({int(upper) for upper in halves.keys[places]}))
+
+
+def _at_ranks(total: Summary, known: Table, ranks: Array) -> Array:
+    """The numbers at some ranks, float64; NaN without any. Right to float32 where the numbers are wider.
+
+    `known` are the whole keys of all numbers that share their upper half with one of the results.
+    """
+    if not ranks.size:
         return np.full(len(QUANTILES), np.nan)
-    ends = np.cumsum(total.counts)
-    upper = np.searchsorted(ends, ranks, side="right")  # the upper half of each quantile's key
-    lower = {int(u): np.zeros(PATTERNS, np.int64) for u in upper}
-    for stored in blocks():
-        with np.errstate(over="ignore"):
-            values = total.dtype.decode(stored, np.float64).reshape(-1)
-            keys = _key(values[np.isfinite(values)].astype(np.float32))
-        halves = keys >> np.uint32(16)
-        for u, counts in lower.items():
-            counts += np.bincount(keys[halves == u] & np.uint32(0xFFFF), minlength=PATTERNS)
-    found = [
-        (int(u) << 16)
-        | int(np.searchsorted(np.cumsum(lower[int(u)]), rank - (ends[u] - total.counts[u]), side="right"))
-        for u, rank in zip(upper, ranks, strict=True)
-    ]
-    return _unkey(np.array(found, np.uint32)).astype(np.float64)
-
-
-def _ranks(count: int) -> Array | None:
-    return np.floor(np.array(QUANTILES) * (count - 1)).astype(np.int64) if count else None
-
-
-def _key(values: Array) -> Array:
-    """Float32 to uint32 in the same order: negative numbers by their complement."""
-    bits = (values + np.float32(0)).view(np.uint32)  # -0 is 0
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-
-
-def _unkey(keys: Array) -> Array:
-    return np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys).astype(np.uint32).view(np.float32)
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts in equal bins between the smallest and the largest finite number."""
-
-    edges: list[float]
-    counts: list[int]
-
-
-def histogram(selection: Selection, row: Statistics, bins: int = 32) -> Histogram:
-    """A histogram of a selection whose statistics are known; one more pass over its blocks."""
-    if math.isnan(row.min):
-        return Histogram([], [])
-    low, high = row.min, row.max if row.max > row.min else row.min + 1.0
-    edges = np.linspace(low, high, bins + 1)
-    counts = np.zeros(bins, np.int64)
-    for _, stored in selection.blocks():
-        values = selection.dtype.decode(stored, np.float64)
-        counts += np.histogram(values[np.isfinite(values)], bins=edges)[0]
-    return Histogram(edges.tolist(), counts.tolist())
-
-
-@dataclass(frozen=True)
-class Outlier:
-    """One number far from the others: where it is and how many standard deviations away."""
-
-    coordinate: tuple[int, ...]
-    value: float
-    z: float
-
-
-def outliers(selection: Selection, row: Statistics, most: int = 5) -> list[Outlier]:
-    """The numbers farthest from the mean, farthest first. Coordinates are of the whole weight."""
-    if not row.std > 0:
-        return []
-    found: list[tuple[float, tuple[int, ...], float]] = []
-    for region, stored in selection.blocks():
-        values = selection.dtype.decode(stored, np.float64)
-        distance = np.where(np.isfinite(values), np.abs(values - row.mean), -1.0)
-        top = _largest(distance.ravel(), most)
-        for place in zip(*np.unravel_index(top, values.shape), strict=True):
-            coordinate = tuple(s.start + int(i) * s.step for s, i in zip(region, place, strict=True))
-            found.append((float(distance[place]), coordinate, float(values[place])))
-        found = sorted(found, key=lambda item: (-item[0], item[1]))[:most]
-    return [Outlier(c, v, (v - row.mean) / row.std) for d, c, v in found if d >= 0]
-
-
-def _largest(values: Array, most: int) -> Array:
-    """Indices of the largest values, the first of equal ones."""
-    least = np.partition(values, -most)[-most] if values.size > most else values.min()
-    found = np.flatnonzero(values >= least)
-    return found[np.argsort(-values[found], kind="stable")[:most]]
+    if not total.halves.keys.size:
+        keys = known.keys[np.searchsorted(np.cumsum(known.counts), ranks, side="right")]
+        return tally.unkey(keys).astype(np.float64)
+    halves = total.halves + total.values.halves()
+    ends = np.cumsum(halves.counts)
+    places = np.searchsorted(ends, ranks, side="right")
+    first = np.searchsorted(known.keys, halves.keys[places].astype(np.int64) << 16)  # with this upper half
+    before = np.concatenate([[0], np.cumsum(known.counts)])
+    within = ranks - (ends[places] - halves.counts[places])
+    keys = known.keys[np.searchsorted(before[1:], before[first] + within, side="right")]
+    return tally.unkey(keys).astype(np.float64)

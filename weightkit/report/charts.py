@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from weightkit.analysis.statistics import Histogram
+from weightkit.analysis.closely import Histogram
 from weightkit.report.tables import Line
 from weightkit.report.units import count, real
 

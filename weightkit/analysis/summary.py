@@ -1,0 +1,262 @@
+"""Summary: what is known of some numbers. It adds up: any split, in any order, gives the same to the last bit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from weightkit.analysis import tally
+from weightkit.analysis.tally import NO_POWERS, Powers
+from weightkit.dtypes import DTYPES, Array, DType
+
+_FEW = 1 << 34  # numbers whose powers can be summed at once
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """How often each of some ordered keys occurs: keys uint32 [k], rising, and counts int64 [k]."""
+
+    keys: Array = field(default_factory=lambda: np.empty(0, np.uint32))
+    counts: Array = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @classmethod
+    def of(cls, counts: Array, first: int = 0) -> Table:
+        """A table from the counts of consecutive keys, those that occur."""
+        found = np.flatnonzero(counts)
+        return cls((found + first).astype(np.uint32), counts[found].astype(np.int64))
+
+    def __add__(self, other: Table) -> Table:
+        if not self.keys.size or not other.keys.size:
+            return self if self.keys.size else other
+        keys, places = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
+        counts = np.zeros(len(keys), np.int64)
+        np.add.at(counts, places, np.concatenate([self.counts, other.counts]))
+        return Table(keys, counts)
+
+    def halves(self) -> Table:
+        """The table of the upper halves of the keys."""
+        uppers, first = np.unique(self.keys >> np.uint32(16), return_index=True)
+        return Table(uppers, np.add.reduceat(self.counts, first) if uppers.size else self.counts)
+
+    @property
+    def total(self) -> int:
+        """All counts together."""
+        return int(self.counts.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """What is known of some numbers; `a + b` is what is known of both together, exactly.
+
+    Numbers of 8- and 16-bit types are counted value by value. Of others the upper halves of their float32 are
+    counted, and their powers are summed as whole numbers.
+    """
+
+    values: Table = Table()  # of small types: ordered float32 keys, see tally.key; finite, as all but nan and inf
+    halves: Table = Table()  # of the other types: upper halves of such keys
+    powers: Powers = NO_POWERS  # of the other types
+    nan: int = 0
+    inf: int = 0
+    zeros: int = 0
+    subnormals: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    single: bool = True  # every finite number is one that float32 has
+
+    @classmethod
+    def of(cls, dtype: DType, blocks: Iterable[Array]) -> Summary:
+        """The summary of blocks of stored elements of a type, of any shape."""
+        if dtype.patterns:
+            patterns = tally.Patterns(np.dtype(dtype.stored).itemsize)
+            for stored in blocks:
+                patterns.add(stored)
+            return _of_patterns(dtype, patterns.counts())
+        found, single = tally.Singles(), True
+        for stored in blocks:
+            if stored.dtype == np.float32:
+                found.add(stored)
+            else:
+                values = dtype.decode(stored, np.float64).reshape(-1)
+                single &= found.add_values(values, _tiny(dtype))
+        return cls(
+            halves=Table.of(found.halves),
+            powers=found.powers,
+            nan=found.nan,
+            inf=found.inf,
+            zeros=found.zeros,
+            subnormals=found.subnormals,
+            low=found.low,
+            high=found.high,
+            single=single,
+        )
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(
+            self.values + other.values,
+            self.halves + other.halves,
+            tally.add_powers(self.powers, other.powers),
+            self.nan + other.nan,
+            self.inf + other.inf,
+            self.zeros + other.zeros,
+            self.subnormals + other.subnormals,
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.single and other.single,
+        )
+
+    @property
+    def finite(self) -> int:
+        """How many numbers are finite."""
+        return self.values.total + self.halves.total
+
+    @property
+    def distinct(self) -> int | None:
+        """How many different finite values there are, ±0 being one; None where types wider than 16 bits take part."""
+        return None if self.halves.keys.size else len(self.values.keys)
+
+    @property
+    def entropy(self) -> float | None:
+        """Shannon entropy of the finite values in bits: −Σ p log₂ p; None where they are not counted, or none is."""
+        if not self.distinct:
+            return None
+        share = self.values.counts / self.values.total
+        return float(-np.sum(share * np.log2(share))) + 0.0  # a single value has 0, not -0
+
+    def sums(self) -> Powers:
+        """Σx, Σx², Σx³, Σx⁴ of all finite numbers, in units of 2^(-power · tally.UNIT)."""
+        numbers = tally.unkey(self.values.keys).astype(np.float64)
+        few = tally.power_sums(numbers, self.values.counts % _FEW)
+        many = tally.power_sums(numbers, self.values.counts // _FEW)
+        few = tally.add_powers(few, (many[0] * _FEW, many[1] * _FEW, many[2] * _FEW, many[3] * _FEW))
+        return tally.add_powers(self.powers, few)
+
+    def to_bytes(self) -> bytes:
+        """All of it as bytes; equal summaries have equal bytes."""
+        facts = {name: getattr(self, name) for name in _FACTS}
+        facts |= {"powers": [hex(n) for n in self.powers], "low": self.low.hex(), "high": self.high.hex()}
+        tables = (self.values, self.halves)
+        head = json.dumps({**facts, "sizes": [len(table.keys) for table in tables]}).encode() + b"\n"
+        arrays = (a for table in tables for a in (table.keys.astype("<u4"), table.counts.astype("<i8")))
+        return head + b"".join(array.tobytes() for array in arrays)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Summary:
+        """The summary that `to_bytes` wrote. Raises ValueError or KeyError for other bytes."""
+        head, _, rest = raw.partition(b"\n")
+        facts, tables, at = json.loads(head), [], 0
+        for size in facts["sizes"]:
+            keys = np.frombuffer(rest, "<u4", size, at)
+            tables.append(Table(keys, np.frombuffer(rest, "<i8", size, at + 4 * size)))
+            at += 12 * size
+        a, b, c, d = (int(n, 16) for n in facts["powers"])
+        low, high = (float.fromhex(facts[name]) for name in ("low", "high"))
+        nan, inf, zeros, subnormals, single = (facts[name] for name in _FACTS)
+        return cls(tables[0], tables[1], (a, b, c, d), nan, inf, zeros, subnormals, low, high, single)
+
+
+_FACTS = ("nan", "inf", "zeros", "subnormals", "single")
+
+
+def _of_patterns(dtype: DType, counts: Array) -> Summary:
+    """The summary of numbers of a small type from the counts of their bit patterns."""
+    known = _known(dtype.name)
+    patterns = counts[: len(known.numbers)]
+    by_key = np.zeros(len(known.keys), np.int64)
+    np.add.at(by_key, known.places, patterns[known.finite])
+    present = np.flatnonzero(by_key)
+    keys, numbers = known.keys[present], tally.unkey(known.keys[present]).astype(np.float64)
+    return Summary(
+        values=Table(keys, by_key[present]),
+        nan=int(patterns[np.isnan(known.numbers)].sum()),
+        inf=int(patterns[np.isinf(known.numbers)].sum()),
+        zeros=int(patterns[known.numbers == 0].sum()),
+        subnormals=int(patterns[known.subnormal].sum()),
+        low=float(numbers.min(initial=math.inf)),
+        high=float(numbers.max(initial=-math.inf)),
+    )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """All bit patterns of a small type."""
+
+    numbers: Array  # float64 [patterns]
+    finite: Array  # bool [patterns]
+    subnormal: Array  # bool [patterns]
+    keys: Array  # of the different finite numbers, rising
+    places: Array  # of each finite pattern among the keys
+
+
+@functools.cache
+def _known(dtype: str) -> _Known:
+    kind = DTYPES[dtype]
+    patterns = np.arange(kind.patterns or 0, dtype=np.uint32).astype(f"u{np.dtype(kind.stored).itemsize}")
+    numbers = kind.decode(patterns.view(kind.stored), np.float64)
+    finite = np.isfinite(numbers)
+    keys, places = np.unique(tally.key(numbers[finite].astype(np.float32)), return_inverse=True)
+    subnormal = finite & (numbers != 0) & (np.abs(numbers) < _smallest_normal(kind))
+    return _Known(numbers, finite, subnormal, keys, places)
+
+
+def _tiny(dtype: DType) -> float:
+    """The smallest normal number of a wide type; of a complex one, of its parts."""
+    wide = dtype.bits > (64 if dtype.kind == "complex" else 32)
+    return float(np.finfo(np.float64 if wide else np.float32).tiny)
+
+
+def _smallest_normal(kind: DType) -> float:
+    """The smallest normal number of a small type; 0 where none is subnormal."""
+    if kind.kind != "float":
+        return 0.0
+    if kind.table or kind.name == "BF16":
+        import ml_dtypes
+
+        return float(ml_dtypes.finfo(getattr(ml_dtypes, kind.table or "bfloat16")).smallest_normal)
+    return float(np.finfo(kind.stored).smallest_normal)
+
+
+@dataclass(frozen=True)
+class ExactMoments:
+    """What the exact sums say, each rounded once or twice; a number that does not exist is NaN."""
+
+    mean: float = math.nan
+    std: float = math.nan  # of the population
+    l2: float = math.nan
+    skewness: float = math.nan  # NaN where all numbers are equal
+    kurtosis: float = math.nan  # excess, likewise
+
+    @classmethod
+    def of(cls, summary: Summary) -> ExactMoments:
+        """The moments of the finite numbers.
+
+        With n² m₂ = n Σx² − (Σx)², and so on, in whole numbers: nothing cancels.
+        """
+        n = summary.finite
+        if not n:
+            return cls()
+        s1, s2, s3, s4 = summary.sums()
+        unit = 1 << tally.UNIT
+        m2 = n * s2 - s1 * s1  # the central moments, times n², n³, n⁴
+        m3 = n * n * s3 - 3 * n * s1 * s2 + 2 * s1**3
+        m4 = n**3 * s4 - 4 * n * n * s1 * s3 + 6 * n * s1 * s1 * s2 - 3 * s1**4
+        found = cls(mean=s1 / (n * unit), std=_root(m2, n * unit), l2=_root(s2, unit))
+        if not m2:
+            return found
+        root = math.isqrt(m2 << _BITS)
+        return replace(found, skewness=(m3 << _BITS // 2) / (m2 * root), kurtosis=(m4 - 3 * m2 * m2) / (m2 * m2))
+
+
+_BITS = 256  # more of a root than float64 has
+
+
+def _root(square: int, divisor: int) -> float:
+    """√square / divisor."""
+    try:
+        return math.isqrt(square << _BITS) / (divisor << _BITS // 2)
+    except OverflowError:  # no float64 is as large
+        return math.inf
