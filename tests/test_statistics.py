@@ -388,3 +388,28 @@ def test_outliers(tmp_path: Path, dtype: str, index: str) -> None:
     assert [o.coordinate for o in found] == [(int(i), int(j)) for i, j in top]
     assert [o.value for o in found] == [values[place] for place in top]
     assert [o.z for o in found] == pytest.approx([(values[place] - mean) / std for place in top], rel=1e-9)
+
+
+@pytest.mark.parametrize("index", ["", "[1:40:3, 2:]"])
+@pytest.mark.parametrize("dtype", ["F64", "BF16", "I8"])
+def test_norms_of_rows_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, index: str) -> None:
+    array = random(dtype, 2000).reshape(50, 40)
+    shrink_blocks(monkeypatch, 64)
+    look = opened(tmp_path, array).look("name:x" + index)
+    part = array.astype(np.float64)[1:40:3, 2:] if index else array.astype(np.float64)
+    for found, axis, start, step in ((look.rows, 1, 1, 3), (look.columns, 0, 2, 1)):
+        want = np.sqrt((part**2).sum(axis=axis))
+        assert found is not None
+        assert (found.min, found.median, found.max) == pytest.approx((want.min(), np.median(want), want.max()))
+        top = np.argsort(-want, kind="stable")[:5]
+        assert [norm for _, norm in found.largest] == pytest.approx(want[top])
+        if dtype != "I8":  # where norms are equal
+            assert [i for i, _ in found.largest] == [start * bool(index) + int(i) * (step if index else 1) for i in top]
+
+
+def test_norms_of_huge_numbers_and_of_vectors(tmp_path: Path) -> None:
+    look = opened(tmp_path, np.array([[1e300, 1e300], [1.0, np.nan]])).look("name:x")
+    assert look.rows is not None
+    assert look.rows.max == pytest.approx(2**0.5 * 1e300)
+    vector = opened(tmp_path, f32(1, 2)).look("name:x")
+    assert (vector.rows, vector.columns) == (None, None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from weightkit.analysis.check import Soundness
-    from weightkit.analysis.closely import Histogram, Outlier
+    from weightkit.analysis.closely import Histogram, Norms, Outlier
     from weightkit.analysis.compare import Diff
     from weightkit.analysis.counts import Counts
     from weightkit.analysis.explain import Explanation
@@ -45,6 +45,8 @@ class Look:
     statistics: Statistics
     histogram: Histogram
     outliers: list[Outlier]
+    rows: Norms | None  # of a matrix
+    columns: Norms | None
 
 
 class Model(Tracing):
@@ -164,32 +166,44 @@ class Model(Tracing):
         self,
         address: str | None = None,
         *,
+        by: str | None = None,
+        cache: bool = False,
         executor: Executor | None = None,
         progress: Progress | None = None,
     ) -> list[Statistics]:
-        """One row of statistics per weight that the address names. `progress` is told bytes."""
+        """One row of statistics per weight that the address names, or `by` "role", "layer", "head" or "expert".
+
+        With `cache` what was counted before is remembered in the user's cache folder. `progress` is told bytes.
+        Raises AddressError where nothing has a head or an expert.
+        """
+        from weightkit.analysis.groups import grouped
         from weightkit.analysis.statistics import Group, table
 
-        return table([Group.of(found) for found in self.select(address)], executor=executor, progress=progress)
+        found = self.select(address)
+        groups = grouped(found, by) if by else [Group.of(selection) for selection in found]
+        return table(groups, executor=executor, progress=progress, cache=cache)
 
-    def stats(self, address: str | None = None, *, executor: Executor | None = None) -> pd.DataFrame:
+    def stats(
+        self, address: str | None = None, *, by: str | None = None, executor: Executor | None = None
+    ) -> pd.DataFrame:
         """`statistics` as a DataFrame."""
         import pandas as pd
 
         from weightkit.analysis.statistics import Statistics
 
-        rows = self.statistics(address, executor=executor)
+        rows = self.statistics(address, by=by, executor=executor)
         return pd.DataFrame(rows, columns=list(Statistics.__dataclass_fields__))
 
     def look(self, address: str, bins: int = 32) -> Look:
-        """One weight closely: statistics, histogram, the numbers farthest from the mean."""
-        from weightkit.analysis.closely import histogram, outliers
+        """One weight closely: statistics, histogram, the numbers farthest from the mean, rows and columns by norm."""
+        from weightkit.analysis.closely import histogram, norms, outliers
         from weightkit.analysis.statistics import statistics
 
         found = self[address]
         selection = found if isinstance(found, Selection) else Selection.of(found)
         row = statistics(selection)
-        return Look(row, histogram(selection, row, bins), outliers(selection, row))
+        found_norms = norms(selection)
+        return Look(row, histogram(selection, row, bins), outliers(selection, row), *found_norms)
 
     def check(self, *, executor: Executor | None = None, progress: Progress | None = None) -> Soundness:
         """Whether the checkpoint is sound; reads all of it."""

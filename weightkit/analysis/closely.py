@@ -58,6 +58,45 @@ def outliers(selection: Selection, row: Statistics, most: int = 5) -> list[Outli
     return [Outlier(c, v, (v - row.mean) / row.std) for d, c, v in found if d >= 0]
 
 
+@dataclass(frozen=True)
+class Norms:
+    """The L2 norms of all rows, or of all columns, of a matrix, and the largest of them."""
+
+    min: float
+    median: float
+    max: float
+    largest: list[tuple[int, float]]  # (index in the whole weight, norm), the largest first
+
+
+def norms(selection: Selection, most: int = 5) -> tuple[Norms | None, Norms | None]:
+    """The norms of rows and of columns, over finite values; None of what is no matrix. One more pass."""
+    if len(selection.shape) != 2 or not selection.size:
+        return None, None
+    squares = [np.zeros(n) for n in selection.shape]
+    scale = 1.0
+    for region, stored in selection.blocks():
+        values = selection.dtype.decode(stored, np.float64)
+        values = np.where(np.isfinite(values), values, 0.0)
+        top = float(np.abs(values).max())
+        if top > 1e100 * scale:  # squares of these are beyond float64
+            squares, scale = [total * (scale / top) ** 2 for total in squares], top
+        values = values / scale
+        for axis, total in enumerate(squares):
+            wanted, part = selection.region[axis], region[axis]
+            first = (part.start - wanted.start) // wanted.step
+            sums = np.sum(values * values, axis=1 - axis)
+            total[first : first + len(sums)] += sums
+    rows, columns = (
+        _norms(scale * np.sqrt(total), wanted, most) for total, wanted in zip(squares, selection.region, strict=True)
+    )
+    return rows, columns
+
+
+def _norms(found: Array, wanted: slice, most: int) -> Norms:
+    top = [(wanted.start + int(i) * wanted.step, float(found[i])) for i in _largest(found, most)]
+    return Norms(float(found.min()), float(np.median(found)), float(found.max()), top)
+
+
 def _largest(values: Array, most: int) -> Array:
     """Indices of the largest values, the first of equal ones."""
     least = np.partition(values, -most)[-most] if values.size > most else values.min()

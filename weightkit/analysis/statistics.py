@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from weightkit.analysis import reading, tally
+from weightkit.analysis.remembered import remembered
 from weightkit.analysis.summary import ExactMoments, Summary, Table
 from weightkit.dtypes import Array
 from weightkit.parallel import Progress, in_order
@@ -77,10 +78,18 @@ def statistics(selection: Selection) -> Statistics:
 
 
 def table(
-    groups: Sequence[Group], *, executor: Executor | None = None, progress: Progress | None = None
+    groups: Sequence[Group],
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    cache: bool = False,
 ) -> list[Statistics]:
-    """One row of statistics for each group. `progress` is told bytes."""
-    tasks = [_Task(i, part) for i, group in enumerate(groups) for s in group.selections for part in reading.parts(s)]
+    """One row of statistics for each group. `progress` is told bytes.
+
+    With `cache` what was counted before is taken from the user's cache folder, and put there.
+    """
+    parts = ((i, part) for i, group in enumerate(groups) for s in group.selections for part in reading.parts(s))
+    tasks = [_Task(i, part, cache) for i, part in parts]
     totals = [Summary() for _ in groups]
     for task, summary in _done(_first, tasks, executor, progress):
         totals[task.group] += summary
@@ -96,14 +105,22 @@ def table(
 class _Task:
     group: int
     part: Selection
+    cache: bool
     uppers: tuple[int, ...] = ()  # halves of keys whose lower halves are asked for
 
 
 def _first(task: _Task) -> Summary:
-    return Summary.of(task.part.dtype, reading.stored(task.part))
+    def make() -> Summary:
+        return Summary.of(task.part.dtype, reading.stored(task.part))
+
+    return remembered(Summary, task.part, (), make) if task.cache else make()
 
 
 def _second(task: _Task) -> Table:
+    return remembered(Table, task.part, task.uppers, lambda: _whole_keys(task)) if task.cache else _whole_keys(task)
+
+
+def _whole_keys(task: _Task) -> Table:
     """The numbers whose upper halves are asked for, by their whole keys."""
     dtype, uppers = task.part.dtype, np.array(task.uppers)
     counts = np.zeros((len(uppers), tally.HALF), np.int64)

@@ -43,6 +43,18 @@ class Table:
         uppers, first = np.unique(self.keys >> np.uint32(16), return_index=True)
         return Table(uppers, np.add.reduceat(self.counts, first) if uppers.size else self.counts)
 
+    def to_bytes(self) -> bytes:
+        """The keys, then the counts."""
+        return self.keys.astype("<u4").tobytes() + self.counts.astype("<i8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Table:
+        """The table that `to_bytes` wrote. Raises ValueError for other bytes."""
+        size, rest = divmod(len(raw), 12)
+        if rest:
+            raise ValueError("no table has so many bytes")
+        return cls(np.frombuffer(raw, "<u4", size), np.frombuffer(raw, "<i8", size, 4 * size))
+
     @property
     def total(self) -> int:
         """All counts together."""
@@ -139,20 +151,16 @@ class Summary:
         """All of it as bytes; equal summaries have equal bytes."""
         facts = {name: getattr(self, name) for name in _FACTS}
         facts |= {"powers": [hex(n) for n in self.powers], "low": self.low.hex(), "high": self.high.hex()}
-        tables = (self.values, self.halves)
-        head = json.dumps({**facts, "sizes": [len(table.keys) for table in tables]}).encode() + b"\n"
-        arrays = (a for table in tables for a in (table.keys.astype("<u4"), table.counts.astype("<i8")))
-        return head + b"".join(array.tobytes() for array in arrays)
+        tables = [table.to_bytes() for table in (self.values, self.halves)]
+        return json.dumps({**facts, "sizes": [len(table) for table in tables]}).encode() + b"\n" + b"".join(tables)
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Summary:
         """The summary that `to_bytes` wrote. Raises ValueError or KeyError for other bytes."""
         head, _, rest = raw.partition(b"\n")
-        facts, tables, at = json.loads(head), [], 0
-        for size in facts["sizes"]:
-            keys = np.frombuffer(rest, "<u4", size, at)
-            tables.append(Table(keys, np.frombuffer(rest, "<i8", size, at + 4 * size)))
-            at += 12 * size
+        facts = json.loads(head)
+        first, second = facts["sizes"]
+        tables = [Table.from_bytes(rest[:first]), Table.from_bytes(rest[first : first + second])]
         a, b, c, d = (int(n, 16) for n in facts["powers"])
         low, high = (float.fromhex(facts[name]) for name in ("low", "high"))
         nan, inf, zeros, subnormals, single = (facts[name] for name in _FACTS)

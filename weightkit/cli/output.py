@@ -19,6 +19,7 @@ import typer
 
 from weightkit.errors import WeightkitError
 from weightkit.parallel import Progress
+from weightkit.report import units
 from weightkit.report.tables import Column, Line, csv_text, markdown, table
 from weightkit.report.tables import plain as plain_table
 
@@ -164,8 +165,8 @@ def rows(
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Progress | None]:
-    """A progress line on stderr for work of over a second, on a terminal only; gone when done."""
+def progress(what: str, unit: str = "") -> Iterator[Progress | None]:
+    """A progress line on stderr for work of over a second, on a terminal only; gone when done. `unit` may be bytes."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return
@@ -178,7 +179,10 @@ def progress(what: str) -> Iterator[Progress | None]:
         if now - start < 1 or (now - last < 0.1 and done < total):
             return
         left = (now - start) * (total - done) / max(1, done)
-        sys.stderr.write(f"\r\033[K{what} {done:,} of {total:,}, {left:.0f} s left")
+        text = f"{done:,} of {total:,}"
+        if unit == "bytes":
+            text = f"{units.size(done)} of {units.size(total)}, {units.size(done / (now - start))}/s"
+        sys.stderr.write(f"\r\033[K{what} {text}, {left:.0f} s left")
         sys.stderr.flush()
         last, shown = now, True
 

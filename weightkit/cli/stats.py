@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
+from pathlib import Path
+from typing import Annotated
 
-from weightkit.analysis.statistics import Statistics
+import typer
+
+from weightkit.analysis.statistics import QUANTILES, Statistics
 from weightkit.cli.output import (
     Address,
     Csv,
     Json,
     Markdown,
     ModelPath,
+    UsageError,
     emit,
     open_model,
     plain,
@@ -22,39 +28,115 @@ from weightkit.report import units
 from weightkit.report.tables import Column
 
 FIELDS = [field.name for field in dataclasses.fields(Statistics) if field.name != "quantiles"]
+NUMBERS = [name for name in FIELDS if name not in ("address", "name", "role", "dtype", "shape", "exact")]
+SHOWN = ("mean", "std", "min", "max", "zeros", "nan", "inf")  # in every table, the last three where there are any
+COMPARED = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}
 
 
 def stats(
     model: ModelPath,
     address: Address = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="One row for each role, layer, head or expert.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="The rows with the largest of a number first, as in abs_max.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Only rows of which this is true, as in 'kurtosis > 10' or 'nan > 0'."),
+    ] = None,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the rows as Parquet too; needs pyarrow.")
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Read every number, even of files that were read before.")
+    ] = False,
 ) -> None:
     """Statistics of weights: mean, std, extremes, median, zeros, NaN and Inf, over every number."""
+    tests = [_condition(text) for text in where or ()]
+    if sort is not None and sort not in NUMBERS:
+        raise UsageError(f"--sort {sort}: sort by one of {', '.join(NUMBERS)}")
+    if by not in (None, "role", "layer", "head", "expert"):
+        raise UsageError(f"--by {by}: one of role, layer, head, expert")
+    if parquet is not None:
+        _need_pyarrow()
     opened = open_model(model)
-    with progress("reading tensor") as report:
-        found = opened.statistics(address, progress=report)
+    with progress("reading", "bytes") as report:
+        found = opened.statistics(address, by=by, cache=not no_cache, progress=report)
+    found = [row for row in found if all(_is_true(row, *test) for test in tests)]
+    if sort is not None:
+        found.sort(key=lambda row: -_number(row, sort))
+    if parquet is not None:
+        _write_parquet(found, parquet)
     if json:
         emit("stats", rows=found)
         return
-    quantiles = list(found[0].quantiles) if found else []
+    named = dict.fromkeys(([sort] if sort else []) + [field for field, _, _ in tests])
+    _table(
+        found, csv=csv, markdown=markdown, title=by or "address", named=[name for name in named if name not in SHOWN]
+    )
+
+
+def _condition(text: str) -> tuple[str, str, float]:
+    """A field, a sign and a number. UsageError where it is something else."""
+    for sign in COMPARED:
+        field, found, number = text.partition(sign)
+        if found and field.strip() in NUMBERS:
+            try:
+                return field.strip(), sign, float(number)
+            except ValueError:
+                break
+    raise UsageError(f"--where {text!r}: give a field, a sign and a number, as in 'kurtosis > 10'")
+
+
+def _is_true(row: Statistics, field: str, sign: str, number: float) -> bool:
+    value = getattr(row, field)
+    return value is not None and bool(COMPARED[sign](value, number))
+
+
+def _number(row: Statistics, field: str) -> float:
+    """A number to sort by; one that does not exist comes last."""
+    value = getattr(row, field)
+    return float("-inf") if value is None or value != value else float(value)
+
+
+def _need_pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UsageError("--parquet: needs pyarrow; pip install pyarrow, or write --csv") from None
+
+
+def _values(found: list[Statistics]) -> tuple[list[str], list[list[object]]]:
+    """The fields and quantiles, and their values for each row."""
+    names = [f"{q:g}" for q in QUANTILES]
     values = [
-        [*(plain(getattr(row, name)) for name in FIELDS), *(plain(row.quantiles[q]) for q in quantiles)]
-        for row in found
+        [*(plain(getattr(row, name)) for name in FIELDS), *(plain(row.quantiles[q]) for q in names)] for row in found
     ]
+    return [*FIELDS, *(f"q{q}" for q in names)], values
+
+
+def _write_parquet(found: list[Statistics], path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    names, values = _values(found)
+    columns = list(zip(*values, strict=True)) or [()] * len(names)
+    table = pyarrow.table(dict(zip(names, map(list, columns), strict=True)))
+    pyarrow.parquet.write_table(table, path)
+
+
+def _table(found: list[Statistics], *, csv: bool, markdown: bool, title: str, named: list[str]) -> None:
+    """Print rows; `named` are fields that get a column because the command names them."""
     # Columns that would hold nothing but zeros are left out: what is left fits a narrow terminal.
     counts = [name for name in ("zeros", "nan", "inf") if any(getattr(row, name) for row in found)]
-    titles = ["mean", "std", "min", "median", "max", *(_TITLES.get(name, name) for name in counts)]
-    columns = [Column("address", style="cyan", shrinks=True), *(Column(title, right=True) for title in titles)]
-    cells = [_cells(row, counts) for row in found]
-    rows(
-        columns,
-        cells,
-        csv=csv,
-        markdown_=markdown,
-        values=([*FIELDS, *(f"q{q}" for q in quantiles)], values),
-    )
+    titles = ["mean", "std", "min", "median", "max", *(_TITLES.get(name, name) for name in counts), *named]
+    columns = [Column(title, style="cyan", shrinks=True), *(Column(title, right=True) for title in titles)]
+    rows(columns, [_cells(row, counts, named) for row in found], csv=csv, markdown_=markdown, values=_values(found))
     if found and not counts and not (csv or markdown):
         say("", [("no zeros, NaN or Inf", "dim")])
 
@@ -62,6 +144,12 @@ def stats(
 _TITLES = {"nan": "NaN", "inf": "Inf"}
 
 
-def _cells(row: Statistics, counts: list[str]) -> list[str]:
+def _cells(row: Statistics, counts: list[str], named: list[str]) -> list[str]:
     numbers = (row.mean, row.std, row.min, row.quantiles["0.5"], row.max)
-    return [row.address, *(units.real(n, 3) for n in numbers), *(units.count(getattr(row, n)) for n in counts)]
+    asked = (getattr(row, name) for name in named)
+    return [
+        row.address,
+        *(units.real(n, 3) for n in numbers),
+        *(units.count(getattr(row, n)) for n in counts),
+        *(units.count(n) if isinstance(n, int) else units.real(n, 3) for n in asked),
+    ]
