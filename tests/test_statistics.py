@@ -7,8 +7,9 @@ import math
 import mmap
 import re
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from weightkit.analysis import reading, tally
 from weightkit.analysis.statistics import QUANTILES, Statistics
 from weightkit.analysis.summary import ExactMoments, Summary
 from weightkit.dtypes import DTYPES
+from weightkit.errors import FormatError
 from weightkit.kernels import Moments
 
 REAL = [name for name in NUMPY if name != "C64"]
@@ -413,3 +415,20 @@ def test_norms_of_huge_numbers_and_of_vectors(tmp_path: Path) -> None:
     assert look.rows.max == pytest.approx(2**0.5 * 1e300)
     vector = opened(tmp_path, f32(1, 2)).look("name:x")
     assert (vector.rows, vector.columns) == (None, None)
+
+
+def test_a_file_that_vanishes_or_shrinks_is_one_clear_error(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "x.safetensors", {"x": random("BF16")})
+    model = wk.open(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(FormatError, match="became shorter"):
+        model.statistics()
+    path.unlink()
+    with pytest.raises(OSError, match="No such file"):
+        model.statistics(cache=True)
+
+
+def test_processes_give_the_same(tmp_path: Path) -> None:
+    model = opened(tmp_path, random("F32"))
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        assert model.statistics(executor=executor) == model.statistics()
