@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from weightkit.analysis.compare import Diff
     from weightkit.analysis.counts import Counts
     from weightkit.analysis.explain import Explanation
+    from weightkit.analysis.spectrum import Spectra
     from weightkit.analysis.statistics import Statistics
+    from weightkit.dtypes import Array
     from weightkit.effect.measure import Effect, Ids
     from weightkit.effect.side_by_side import Continuations
     from weightkit.effect.windows import Masks
@@ -193,6 +195,39 @@ class Model(Tracing):
 
         rows = self.statistics(address, by=by, executor=executor)
         return pd.DataFrame(rows, columns=list(Statistics.__dataclass_fields__))
+
+    def spectrum(
+        self,
+        address: str | None = None,
+        *,
+        by_head: bool = False,
+        shuffle: int | None = None,
+        full: bool = False,
+        executor: Executor | None = None,
+        progress: Progress | None = None,
+    ) -> Spectra:
+        """Singular values in numbers, one row per matrix that the address names, and why others have none.
+
+        `by_head` takes the heads of attention matrices one by one; `shuffle` is a seed, to compare each with
+        the same numbers in another order; `full` computes all singular values of the largest matrices too.
+        """
+        from weightkit.analysis.spectrum import Wanted, spectra
+
+        selections = self.select(address)
+        if by_head:
+            selections = [part for selection in selections for part in selection.heads()]
+        wanted = [Wanted(selection, shuffle, full) for selection in selections]
+        return spectra(wanted, executor=executor, progress=progress)
+
+    def singular_values(self, address: str) -> Array:
+        """All singular values of one matrix, largest first, float64 [smaller side].
+
+        Raises AddressError where the address names several weights, or what is no matrix of finite numbers.
+        """
+        from weightkit.analysis.spectrum import singular_values
+
+        found = self[address]
+        return singular_values(found if isinstance(found, Selection) else Selection.of(found))
 
     def look(self, address: str, bins: int = 32) -> Look:
         """One weight closely: statistics, histogram, the numbers farthest from the mean, rows and columns by norm."""

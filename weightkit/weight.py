@@ -159,6 +159,20 @@ class Selection:
         """Whether all of the weight is selected."""
         return self.region == whole(self.weight.shape)
 
+    def heads(self) -> list[Selection]:
+        """The heads of a whole weight that has some, one by one; else the selection itself."""
+        axes = self.weight.axes
+        place = next((i for i, axis in enumerate(axes) if axis.name in ("head", "kv_head")), None)
+        if place is None or not self.is_whole:
+            return [self]
+        return [self._head(place, i) for i in range(axes[place].count)]
+
+    def _head(self, place: int, head: int) -> Selection:
+        axis = self.weight.axes[place]
+        region = list(self.region)
+        region[place] = slice(head * axis.width, (head + 1) * axis.width, 1)
+        return Selection(self.weight, tuple(region), (Index(axis.name, head),))
+
     def array(self) -> Array:
         """The selected numbers as float32."""
         return self.weight.dtype.decode(self.weight.read(self.region))
