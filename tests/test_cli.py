@@ -32,6 +32,7 @@ COMMANDS: dict[str, list[str]] = {
     "list": ["A"],
     "show": ["A", "layers.0.attn.q"],
     "stats": ["A", "layers.*.attn"],
+    "spectrum": ["A", "layers.*.attn"],
     "check": ["A"],
     "convert": ["A", "C", "--force"],
     "diff": ["A", "B"],
@@ -44,6 +45,7 @@ COMMANDS: dict[str, list[str]] = {
 FIELDS: dict[str, str] = {  # that must keep their names: ../shared/DESIGN.md, 4
     "count": "model_type total active stored bytes by_role by_layer by_dtype tied unclaimed",
     "stats": "rows",
+    "spectrum": "rows skipped",
     "diff": "identical changed only_a only_b unchanged",
     "measure": "tokens nll_a nll_b perplexity_a perplexity_b kl_mean kl_max top1_agreement first_drift",
     "run": "text ids next",
@@ -55,6 +57,11 @@ ROWS: dict[str, tuple[str, str]] = {
         "rows",
         "address name role layer dtype shape count nan inf zeros mean std min max abs_max l2 skewness kurtosis "
         "quantiles exact",
+    ),
+    "spectrum": (
+        "rows",
+        "address name role layer dtype shape singular_values frobenius sigma_max sigma_min rank stable_rank entropy "
+        "condition energy power_law marchenko_pastur shuffled",
     ),
     "diff": ("changed", "address name l2 relative_l2 max_abs cosine changed_fraction cause"),
     "trace": ("rows", "address axes shape rms abs_max"),
@@ -443,9 +450,37 @@ def test_edit_measures(cli: Cli, pair: dict[str, Path]) -> None:
     assert "perplexity" in cli("edit", pair["A"], "--zero", "norm", "--measure", "w1 w2").out
 
 
+def test_spectrum_is_the_spectra(cli: Cli, pair: dict[str, Path]) -> None:
+    found = cli("spectrum", pair["A"], "layers.1", "--heads", "--shuffle", "3", "--json").json
+    spectra = wk.open(pair["A"]).spectrum("layers.1", by_head=True, shuffle=3)
+    assert [row["address"] for row in found["rows"]] == [row.address for row in spectra.rows]
+    for row, want in zip(found["rows"], spectra.rows, strict=True):
+        assert row["shuffled"] == dataclasses.asdict(want)["shuffled"]
+        assert row["energy"] == want.energy
+    assert found["skipped"] == [{"address": f"layers.1.{part}.norm", "reason": "a vector"} for part in ("attn", "ffn")]
+
+
+def test_what_a_spectrum_leaves_out_is_said(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"zero": np.zeros((3, 3)), "nan": np.full((2, 2), np.nan), "big": np.eye(9), "vector": np.ones(4)}
+    path = write_file(tmp_path / "x.safetensors", tensors)
+    monkeypatch.setattr("weightkit.analysis.spectrum.LARGEST_SIDE", 8)
+    text = cli("spectrum", path).out
+    for line in ("all zeros, or .*: name:zero", "has NaN or Inf.*: name:nan", "a vector: name:vector"):
+        assert re.search(rf"^skipped +{line}$", text, re.MULTILINE)
+    assert re.search(r"^largest only +--full computes the rest: name:big$", text, re.MULTILINE)
+    assert "largest only" not in cli("spectrum", path, "--full").out
+    for kind in ("--csv", "--markdown"):
+        noted = cli("spectrum", path, kind).err
+        assert "name:zero" in noted
+        assert "name:vector" not in noted  # is no matrix
+    nothing = cli("spectrum", path, "name:zero", "--json").json
+    assert (nothing["rows"], len(nothing["skipped"])) == ([], 1)
+    assert cli("spectrum", path, "name:zero", "--csv").out == "address\n"
+
+
 # ── CSV and Markdown ───────────────────────────────────────────────────────────────────────────────
 
-ROWS_VERBS = ["list", "stats", "diff"]
+ROWS_VERBS = ["list", "stats", "spectrum", "diff"]
 FORMULAS = ["=1+1", "+1", "-1", "@x", "\tx", "\rx"]
 
 
@@ -463,6 +498,8 @@ def test_csv_has_the_rows_of_the_json(cli: Cli, pair: dict[str, Path], verb: str
     for got, want in zip(found, rows, strict=True):
         numbers = {name: value for name, value in want.items() if isinstance(value, float)}
         assert {name: float(got[name]) for name in numbers} == numbers
+        if verb == "spectrum":
+            assert float(got["power_law.alpha"]) == want["power_law"]["alpha"]
         if verb == "stats":
             assert float(got["q0.5"]) == want["quantiles"]["0.5"]
 
@@ -471,7 +508,7 @@ def test_csv_has_the_rows_of_the_json(cli: Cli, pair: dict[str, Path], verb: str
 def test_csv_runs_no_formula(cli: Cli, tmp_path: Path, verb: str) -> None:
     names = [*FORMULAS, 'quote",', "new\nline", "плюс"]
     a, b = (
-        write_file(tmp_path / f"{n}.safetensors", {name: np.full(2, i, np.float32) for name in names})
+        write_file(tmp_path / f"{n}.safetensors", {name: np.full((2, 2), i + 1, np.float32) for name in names})
         for i, n in enumerate("ab")
     )
     done = cli(verb, a, *([b] if verb == "diff" else []), "--csv")

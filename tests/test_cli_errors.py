@@ -21,6 +21,7 @@ ONE = {
     "list": [],
     "show": ["layers.0.attn.q"],
     "stats": [],
+    "spectrum": [],
     "check": [],
     "diff": ["SAME"],
     "edit": ["--zero", "norm", "--dry-run"],

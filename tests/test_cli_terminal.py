@@ -81,6 +81,7 @@ def commands(a: object, b: object) -> dict[str, list[object]]:
         "list a part": ["list", a, "layers.*.attn[head=1:3]"],
         "show": ["show", a, "layers.0.attn.q"],
         "stats": ["stats", a],
+        "spectrum": ["spectrum", a],
         "check": ["check", a],
         "diff": ["diff", a, b],
         "edit": ["edit", a, "--zero", "layers.*.attn[head=1]", "--scale", "layers.*.attn.q=0.5", "--dry-run"],
@@ -182,6 +183,7 @@ def verbs_with_names(a: Path, b: Path) -> dict[str, list[object]]:
     found: dict[str, list[object]] = {
         "list": ["list", a],
         "stats": ["stats", a],
+        "spectrum": ["spectrum", a],
         "count": ["count", a],
         "check": ["check", a],
         "diff": ["diff", a, b],

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ENERGY = (0.5, 0.9, 0.99)
 LARGEST_SIDE = 4096  # of a Gram matrix, unless all singular values are asked for
+VECTOR = "a vector"
 LARGEST_SHUFFLE = 1 << 27  # stored bytes
 
 
@@ -164,11 +165,11 @@ def _no_matrix(selection: Selection) -> str | None:
         return "a buffer, which is no parameter"
     if selection.dtype.kind == "complex":
         return "complex numbers"
-    if len(selection.shape) < 2 or min(selection.shape) == 1:
-        return "a vector" if len(selection.shape) < 3 else f"{len(selection.shape)} axes: no matrix"
     if len(selection.shape) > 2:
         return f"{len(selection.shape)} axes: no matrix"
-    return None if selection.size else "empty"
+    if not selection.size:
+        return "empty"
+    return VECTOR if len(selection.shape) < 2 or min(selection.shape) == 1 else None
 
 
 def _no_numbers(trace: float) -> str | None:

@@ -30,6 +30,7 @@ VERBS = {
     "list": "the named weights",
     "show": "one weight closely: statistics, histogram, outliers",
     "stats": "a table of statistics",
+    "spectrum": "singular values: rank, entropy, power law, random or not",
     "check": "is it sound: structure, index, config, NaN and Inf",
     "diff": "what differs between two models, and how much",
     "convert": "the same model in another format, type or number of files",
