@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,8 @@ def test_shuffled(tmp_path: Path) -> None:
     assert model.spectrum(shuffle=4) != model.spectrum(shuffle=3)
     assert model.spectrum("name:y", shuffle=3).rows[0].shuffled == noise  # whatever else is computed
     assert model.spectrum("name:y").rows[0].shuffled is None
+    same = opened(tmp_path, x=array, y=array).spectrum(shuffle=3).rows
+    assert same[0].shuffled != same[1].shuffled  # each in an order of its own
 
 
 def test_shuffling_keeps_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,6 +441,7 @@ def test_memory_is_shared() -> None:
             with lock:
                 now += min(size, 100)
                 most = max(most, now)
+            time.sleep(0.001)
             with lock:
                 now -= min(size, 100)
 

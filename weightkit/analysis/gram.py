@@ -116,7 +116,7 @@ def largest(read: Read, side: int) -> Largest:
 
 def _orthogonal(block: Array, basis: Array) -> Array:
     """Directions of a block that a basis does not have: [side, b], or what is left of the space."""
-    for _ in range(3):  # once leaves rounding behind, which is all that there is where the rank is low
+    for _ in range(2):  # once leaves rounding behind, which is all that there is where the rank is low
         block = np.linalg.qr(block - basis @ (basis.T @ block))[0]
     return block[:, : len(block) - basis.shape[1]]
 

@@ -206,7 +206,7 @@ def _row(wanted: Wanted, values: Array) -> Spectrum:
         stable_rank=total / float(values[0]),
         entropy=-float((present * np.log(present)).sum()) / math.log(rank) if rank > 1 else math.nan,
         condition=top / least if least else math.inf,
-        energy={f"{part:g}": min(int(np.searchsorted(sums, part)) + 1, rank) for part in ENERGY},
+        energy={f"{part:g}": int(np.searchsorted(sums, part)) + 1 for part in ENERGY},
         power_law=power_law(values),
         marchenko_pastur=marchenko_pastur(values, selection.shape),
         shuffled=None if wanted.shuffle is None else _shuffled(selection, values, wanted.shuffle),
