@@ -218,9 +218,13 @@ CALLS: list[tuple[str, str]] = [
     ("stats C", "only a config.json"),
     ("show C norm", "only a config.json"),
     ("run C --ids 1", "only a config.json"),
+    ("circuits C", "only a config.json"),
     ("diff C M", "only a config.json"),
     # what only known families have
     ("stats M --csv --markdown", "choose one"),
+    ("circuits M layers.0.ffn", "no attention head is named"),
+    ("circuits M layers.0.attn[head=9]", "head goes from 0 to 3"),
+    ("circuits M --top 0", "not in the range"),
     # calls that are not commands
     ("count", "Missing argument"),
     ("count M --colour", "No such option"),

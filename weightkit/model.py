@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from weightkit.analysis.check import Soundness
+    from weightkit.analysis.circuits import Composition
     from weightkit.analysis.closely import Histogram, Norms, Outlier
     from weightkit.analysis.compare import Diff
     from weightkit.analysis.counts import Counts
@@ -239,6 +240,23 @@ class Model(Tracing):
         row = statistics(selection)
         found_norms = norms(selection)
         return Look(row, histogram(selection, row, bins), outliers(selection, row), *found_norms)
+
+    def circuits(
+        self,
+        address: str | None = None,
+        most: int | None = None,
+        *,
+        executor: Executor | None = None,
+        progress: Progress | None = None,
+    ) -> list[Composition]:
+        """How much of what each attention head writes each later one reads, largest first; without running it.
+
+        With an address, only of the heads it names. Raises AddressError where there are none.
+        """
+        from weightkit.analysis.circuits import circuits
+
+        chosen = None if address is None else self.select(address)
+        return circuits(self.registry, chosen, most, executor=executor, progress=progress)
 
     def check(self, *, executor: Executor | None = None, progress: Progress | None = None) -> Soundness:
         """Whether the checkpoint is sound; reads all of it."""
