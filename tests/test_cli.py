@@ -33,6 +33,7 @@ COMMANDS: dict[str, list[str]] = {
     "show": ["A", "layers.0.attn.q"],
     "stats": ["A", "layers.*.attn"],
     "spectrum": ["A", "layers.*.attn"],
+    "vocabulary": ["A", "layers.0.ffn[neuron=3]"],
     "circuits": ["A"],
     "check": ["A"],
     "convert": ["A", "C", "--force"],
@@ -47,6 +48,7 @@ FIELDS: dict[str, str] = {  # that must keep their names: ../shared/DESIGN.md, 4
     "count": "model_type total active stored bytes by_role by_layer by_dtype tied unclaimed",
     "stats": "rows",
     "spectrum": "rows skipped",
+    "vocabulary": "address kind measure highest lowest",
     "circuits": "expected rows",
     "diff": "identical changed only_a only_b unchanged",
     "measure": "tokens nll_a nll_b perplexity_a perplexity_b kl_mean kl_max top1_agreement first_drift",
@@ -65,6 +67,7 @@ ROWS: dict[str, tuple[str, str]] = {
         "address name role layer dtype shape singular_values frobenius sigma_max sigma_min rank stable_rank entropy "
         "condition energy power_law marchenko_pastur shuffled",
     ),
+    "vocabulary": ("highest", "token id score"),
     "circuits": ("rows", "kind writer reader score"),
     "diff": ("changed", "address name l2 relative_l2 max_abs cosine changed_fraction cause"),
     "trace": ("rows", "address axes shape rms abs_max"),

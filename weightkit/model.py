@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from weightkit.analysis.explain import Explanation
     from weightkit.analysis.spectrum import Spectra
     from weightkit.analysis.statistics import Statistics
+    from weightkit.analysis.vocabulary import Reading
     from weightkit.dtypes import Array
     from weightkit.effect.measure import Effect, Ids
     from weightkit.effect.side_by_side import Continuations
@@ -240,6 +241,27 @@ class Model(Tracing):
         row = statistics(selection)
         found_norms = norms(selection)
         return Look(row, histogram(selection, row, bins), outliers(selection, row), *found_norms)
+
+    def vocabulary(
+        self,
+        address: str,
+        most: int = 10,
+        *,
+        token: str | int | None = None,
+        executor: Executor | None = None,
+        progress: Progress | None = None,
+    ) -> Reading:
+        """What a token, a neuron or a head means in tokens, by its weights alone.
+
+        The neighbours of `embed[token=42]`; what `layers.0.ffn[neuron=17]` writes; what `layers.0.attn[head=3]` copies
+        or, with a `token`, writes where it attends to that one. Raises AddressError for anything else.
+        """
+        from weightkit.analysis.vocabulary import read
+
+        chosen = self.select(address)
+        attended = self.token_id(token) if isinstance(token, str) else token
+        text = self.token_text
+        return read(self.registry, address, chosen, text, most, token=attended, executor=executor, progress=progress)
 
     def circuits(
         self,

@@ -134,8 +134,7 @@ def _reads(head: Head) -> Iterator[tuple[str, Array]]:
 
 def _triangle(rows: Array) -> Array:  # [head, d] -> [min(head, d), head]
     """The R of rowsᵀ = Q R: ‖rowsᵀ x‖ = ‖R x‖ for every x."""
-    triangle: Array = np.linalg.qr(rows.T, mode="r")
-    return triangle
+    return np.asarray(np.linalg.qr(rows.T, mode="r"))
 
 
 def _norms(columns: Array, count: int) -> Array:  # [n, count · w] -> [count]
