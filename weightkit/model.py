@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from weightkit.analysis.compare import Diff
     from weightkit.analysis.counts import Counts
     from weightkit.analysis.explain import Explanation
+    from weightkit.analysis.finding import Finding
     from weightkit.analysis.spectrum import Spectra
     from weightkit.analysis.statistics import Statistics
     from weightkit.analysis.vocabulary import Reading
@@ -241,6 +243,38 @@ class Model(Tracing):
         row = statistics(selection)
         found_norms = norms(selection)
         return Look(row, histogram(selection, row, bins), outliers(selection, row), *found_norms)
+
+    def outliers(
+        self, address: str | None = None, *, executor: Executor | None = None, progress: Progress | None = None
+    ) -> list[Finding]:
+        """What is strange in the weights that the address names, the strangest first.
+
+        Raises AddressError where it names parts of weights.
+        """
+        from weightkit.analysis.outliers import find_outliers
+
+        return find_outliers(
+            self.registry,
+            self.select(address),
+            initial_std=self._initial_std(),
+            unused=self._unused_ids(),
+            executor=executor,
+            progress=progress,
+        )
+
+    def _initial_std(self) -> float | None:
+        """The standard deviation that training began with, where the config has a usable one."""
+        std = (self.checkpoint.config or {}).get("initializer_range")
+        return float(std) if isinstance(std, int | float) and 0 < std < math.inf else None
+
+    def _unused_ids(self) -> list[int]:
+        """The ids of rows that no text leads to: beyond the tokenizer, or of tokens that are called unused."""
+        from weightkit.analysis.untrained import UNUSED
+
+        if self.config is None or self.checkpoint.tokenizer() is None:
+            return []
+        tokenizer = self.tokenizer
+        return [*tokenizer.ids_matching(UNUSED), *range(tokenizer.last_id + 1, self.config.vocab)]
 
     def vocabulary(
         self,

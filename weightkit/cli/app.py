@@ -31,6 +31,7 @@ VERBS = {
     "show": "one weight closely: statistics, histogram, outliers",
     "stats": "a table of statistics",
     "spectrum": "singular values: rank, entropy, power law, random or not",
+    "outliers": "what is strange in the weights, and why",
     "vocabulary": "what a token, a neuron or a head means in tokens",
     "circuits": "which attention heads read what others write",
     "check": "is it sound: structure, index, config, NaN and Inf",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,6 +150,10 @@ class Tokenizer:
     def last_id(self) -> int:
         """The largest id that the tokenizer can give."""
         return max(self._tokenizer.get_vocab().values(), default=-1)
+
+    def ids_matching(self, pattern: re.Pattern[str]) -> list[int]:
+        """The ids of the tokens whose names a pattern is found in, in order."""
+        return sorted(i for token, i in self._tokenizer.get_vocab().items() if pattern.search(token))
 
     def id_of(self, text: str) -> int:
         """The id of the one token that `text` is. Raises EngineError where it is none, or several."""

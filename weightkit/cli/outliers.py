@@ -1,0 +1,64 @@
+"""weightkit outliers: what is strange in the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from weightkit.analysis.finding import Finding
+from weightkit.cli.output import (
+    Address,
+    Csv,
+    Json,
+    Markdown,
+    ModelPath,
+    emit,
+    open_model,
+    plain,
+    progress,
+    rows,
+    say,
+)
+from weightkit.report import units
+from weightkit.report.tables import Column
+
+FIELDS = [field.name for field in dataclasses.fields(Finding)]
+
+
+def outliers(
+    model: ModelPath,
+    address: Address = None,
+    top: Annotated[int, typer.Option(min=1, help="Rows: the strongest.")] = 20,
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+) -> None:
+    """What is strange in the weights, the strangest first, and why.
+
+    Numbers, rows and columns far from the others, dead neurons, copies of heads and layers, untrained tokens, clipped
+    values, NaN, and tensors that training has not moved.
+    """
+    opened = open_model(model)
+    with progress("reading tensor") as report:
+        found = opened.outliers(address, progress=report)
+    shown = found[:top]
+    if json:
+        emit("outliers", found=len(found), rows=shown)
+        return
+    if not found and not (csv or markdown):
+        say([("nothing strange", "bold green")])
+        return
+    columns = [
+        Column("kind"),
+        Column("address", style="cyan"),
+        Column("value", right=True),
+        Column("strength", right=True),
+        Column("why", shrinks=True),
+    ]
+    cells = [(f.kind, f.address, units.real(f.value, 3), units.real(f.strength, 3), f.why) for f in shown]
+    values = [[plain(getattr(f, name)) for name in FIELDS] for f in shown]
+    rows(columns, cells, csv=csv, markdown_=markdown, values=(FIELDS, values))
+    if len(found) > len(shown) and not (csv or markdown):
+        say("", [(f"{len(found) - len(shown):,} more; --top {len(found)} shows all", "dim")])
