@@ -269,3 +269,16 @@ def test_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
     assert found["found"] == 1
     assert set(found["rows"][0]) == {"kind", "address", "value", "strength", "why"}
     assert cli("outliers", "demo:step0", "--top", "2").out.endswith("37 more; --top 39 shows all\n")
+
+
+def test_the_first_nan_is_told_whatever_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in ("tensor", "layout"):
+        monkeypatch.setattr(f"weightkit.{room}.BLOCK", 80)
+    assert [f.address for f in planted(tmp_path / "m", nan).outliers()] == ["layers.1.ffn.down[5, 7]"]
+
+
+def test_a_token_of_zeros_is_told_once(tmp_path: Path) -> None:
+    def plant(t: Tensors) -> None:
+        t["lm_head.weight"][33] = 0
+
+    assert [(f.kind, f.strength) for f in planted(tmp_path / "m", plant).outliers()] == [("untrained token", 100.0)]
