@@ -13,7 +13,7 @@ import pytest
 
 import weightkit as wk
 from tests import make_golden as golden
-from tests.by_hand import tokenizer, write_file
+from tests.by_hand import shrink_blocks, tokenizer, write_file
 from tests.conftest import Cli
 from tests.tiny import CONFIGS, FAMILIES, Tensors, weights, write
 from tests.variants import VARIANTS
@@ -250,8 +250,8 @@ def test_blocks_and_executors_change_nothing(tmp_path: Path, monkeypatch: pytest
     assert len(want) >= 6
     with ProcessPoolExecutor(1) as executor:
         assert model.outliers(executor=executor) == want
-    for room in ("tensor", "layout", "analysis.untrained"):
-        monkeypatch.setattr(f"weightkit.{room}.BLOCK", 100)
+    shrink_blocks(monkeypatch, 100)
+    monkeypatch.setattr("weightkit.analysis.untrained.BLOCK", 100)
 
     def key(f: Finding) -> tuple[str, str]:
         return f.kind, f.address
@@ -272,8 +272,7 @@ def test_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_the_first_nan_is_told_whatever_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("tensor", "layout"):
-        monkeypatch.setattr(f"weightkit.{room}.BLOCK", 80)
+    shrink_blocks(monkeypatch, 80)
     assert [f.address for f in planted(tmp_path / "m", nan).outliers()] == ["layers.1.ffn.down[5, 7]"]
 
 
