@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,14 @@ from tests import make_docs, tiny
 from tests.by_hand import tokenizer
 from tests.conftest import ROOT, Cli
 from tests.test_generate import masked
+from weightkit.analysis.circuits import Composition
+from weightkit.analysis.finding import KINDS
+from weightkit.analysis.marchenko_pastur import MarchenkoPastur
+from weightkit.analysis.power_law import PowerLaw
+from weightkit.analysis.spectrum import Shuffled, Spectrum
+from weightkit.analysis.statistics import Statistics
 from weightkit.cli.app import VERBS, application
+from weightkit.model import Look
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page: page.read_text("utf-8") for page in PAGES}
@@ -122,3 +131,28 @@ def _without_errors(page: str) -> str:
     """A page without measured errors, each seen to be allowed: the last digit may differ between processors."""
     assert all(int(found) <= 20 for found in ERROR.findall(page))
     return ERROR.sub("", page)
+
+
+DEFINED: dict[str, list[Any]] = {
+    "Counts and moments": [Statistics, Look],
+    "Spectra": [Spectrum, PowerLaw, MarchenkoPastur, Shuffled],
+    "Circuits": [Composition],
+}
+NAMES = {"address", "name", "role", "layer", "dtype", "shape", "statistics", "kind", "writer", "reader"}  # no numbers
+
+
+@pytest.mark.parametrize("chapter", DEFINED)
+def test_every_number_has_one_definition(chapter: str) -> None:
+    fields = {field.name for kind in DEFINED[chapter] for field in dataclasses.fields(kind)}
+    assert fields - NAMES <= set(re.findall(r"\w+", _first_cells(chapter)))
+
+
+def test_every_strange_thing_and_every_measure_has_a_definition() -> None:
+    assert all(kind in _first_cells("Strange things") for kind in KINDS)
+    assert all(f"`{measure}`" in _first_cells("Tokens") for measure in ("cosine", "logit", "z"))
+
+
+def _first_cells(chapter: str) -> str:
+    """The first column of the tables of a chapter of the page of statistics."""
+    (text,) = re.findall(rf"^## {chapter} (.*?)(?=^## |\Z)", TEXT[ROOT / "docs" / "statistics.md"], re.M | re.S)
+    return " ".join(re.findall(r"^\| (.+?) \|", text, re.M))
