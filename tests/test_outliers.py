@@ -251,7 +251,7 @@ def test_blocks_and_executors_change_nothing(tmp_path: Path, monkeypatch: pytest
     with ProcessPoolExecutor(1) as executor:
         assert model.outliers(executor=executor) == want
     shrink_blocks(monkeypatch, 100)
-    monkeypatch.setattr("weightkit.analysis.untrained.BLOCK", 100)
+    monkeypatch.setattr("weightkit.analysis.rows.BLOCK", 100)
 
     def key(f: Finding) -> tuple[str, str]:
         return f.kind, f.address

@@ -120,7 +120,7 @@ def test_blocks_and_executors_change_nothing(tmp_path: Path, monkeypatch: pytest
     want = [model.vocabulary(address, VOCAB) for address in addresses]
     with ProcessPoolExecutor(1) as executor:
         assert [model.vocabulary(address, VOCAB, executor=executor) for address in addresses] == want
-    monkeypatch.setattr("weightkit.analysis.vocabulary.BLOCK", 500)
+    monkeypatch.setattr("weightkit.analysis.rows.BLOCK", 500)
     for address, before in zip(addresses, want, strict=True):
         found = model.vocabulary(address, VOCAB)
         assert [s.id for s in found.highest] == [s.id for s in before.highest]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from weightkit.address import Index, index_text
 from weightkit.architectures.parts import Role
@@ -85,6 +86,11 @@ class Weight:
         """Whether its output is added to the residual stream."""
         return self.role in _TABLES or (len(self.axes) == 2 and self.axes[0].name == "residual")
 
+    @property
+    def head_axis(self) -> int | None:
+        """Which axis heads, or key heads, lie along; None where there are none."""
+        return next((i for i, axis in enumerate(self.axes) if axis.name in ("head", "kv_head")), None)
+
     def array(self) -> Array:
         """The numbers as float32, [out, in]; on the memory map itself where the file has float32."""
         return self.dtype.decode(self.layout.view(self.stored.mapped()))
@@ -99,12 +105,7 @@ class Weight:
 
     def spots(self) -> Iterator[Region]:
         """A few regions, spread over the matrix: enough to see that two differ, unless they do so here and there."""
-        if not self.size or not self.shape:
-            return
-        rows, *rest = self.shape
-        for row in sorted({0, rows // 3, rows // 2, rows - 1}):
-            last = row + 1 if rest else min(row + 256, rows)
-            yield (slice(row, last, 1), *(slice(0, min(n, 256), 1) for n in rest))
+        return Selection.of(self).spots()
 
     def parameters(self) -> int:
         """Parameters that this weight adds to the model: none if it is tied to another, or a buffer."""
@@ -161,21 +162,32 @@ class Selection:
 
     def heads(self) -> list[Selection]:
         """The heads of a whole weight that has some, one by one; else the selection itself."""
-        axes = self.weight.axes
-        place = next((i for i, axis in enumerate(axes) if axis.name in ("head", "kv_head")), None)
+        place = self.weight.head_axis
         if place is None or not self.is_whole:
             return [self]
-        return [self._head(place, i) for i in range(axes[place].count)]
+        return [self.thing(place, i) for i in range(self.weight.axes[place].count)]
 
-    def _head(self, place: int, head: int) -> Selection:
+    def thing(self, place: int, number: int) -> Selection:
+        """One thing along an axis of the weight, as its head 3, and along the others what is selected."""
         axis = self.weight.axes[place]
-        region = list(self.region)
-        region[place] = slice(head * axis.width, (head + 1) * axis.width, 1)
-        return Selection(self.weight, tuple(region), (Index(axis.name, head),))
+        span = slice(number * axis.width, (number + 1) * axis.width, 1)
+        region = (*self.region[:place], span, *self.region[place + 1 :])
+        return Selection(self.weight, region, (Index(axis.name, number),))
 
-    def array(self) -> Array:
-        """The selected numbers as float32."""
-        return self.weight.dtype.decode(self.weight.read(self.region))
+    def array(self, dtype: DTypeLike = np.float32) -> Array:
+        """The selected numbers as float32, or as another type."""
+        return self.weight.dtype.decode(self.weight.read(self.region), dtype)
+
+    def spots(self) -> Iterator[Region]:
+        """A few regions of the weight, spread over what is selected."""
+        if not self.size or not self.region:
+            return
+        first, *rest = self.region
+        rows = range(first.start, first.stop, first.step)
+        across = [slice(s.start, min(s.stop, s.start + 256 * s.step), s.step) for s in rest]
+        for row in sorted({0, len(rows) // 3, len(rows) // 2, len(rows) - 1}):
+            some = rows[row : row + 1 if rest else row + 256]
+            yield (slice(some[0], some[-1] + 1, some.step), *across)
 
     def blocks(self) -> Iterator[tuple[Region, Array]]:
         """The selection in blocks of bounded size: (region of the weight, its stored elements)."""

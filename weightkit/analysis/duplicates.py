@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightkit.analysis.finding import Finding, finding
-from weightkit.analysis.heads import Head, numbers
+from weightkit.analysis.heads import Head
 from weightkit.dtypes import Array
 from weightkit.parallel import in_order
-from weightkit.tensor import Region
 from weightkit.weight import Selection, Weight
 
 if TYPE_CHECKING:
@@ -81,19 +80,10 @@ def _alike(
 
 def _sample(unit: Unit) -> Array:  # [n] float32, of length 1
     """A few numbers of a unit, at the same places in all of one form."""
-    few = [part.weight.read(spot) for part in unit.parts[:SAMPLED] for spot in _spots(part.region)]
-    kinds = [part.dtype for part in unit.parts[:SAMPLED] for _ in _spots(part.region)]
-    flat = np.concatenate([kind.decode(x, np.float64).ravel() for kind, x in zip(kinds, few, strict=True)])
+    few = [Selection(part.weight, spot) for part in unit.parts[:SAMPLED] for spot in part.spots()]
+    flat = np.concatenate([some.array(np.float64).ravel() for some in few])
     flat = np.where(np.isfinite(flat), flat, 0.0)
     return np.asarray(flat / (np.linalg.norm(flat) or 1.0), np.float32)
-
-
-def _spots(region: Region) -> list[Region]:
-    rows, columns = (range(s.start, s.stop) for s in region)
-    across = slice(columns.start, min(columns.stop, columns.start + 256), 1)
-    return [
-        (slice(rows[i], rows[i] + 1, 1), across) for i in sorted({0, len(rows) // 3, len(rows) // 2, len(rows) - 1})
-    ]
 
 
 def _candidates(samples: Array) -> Iterator[tuple[int, int]]:
@@ -115,7 +105,7 @@ def _cosine(pair: tuple[Unit, Unit]) -> float:
 def _blocks(a: Selection, b: Selection) -> Iterator[tuple[Array, Array]]:
     """The same numbers of two selections of one shape, flat, a block at a time."""
     if not a.is_whole:  # a head is small
-        yield numbers(a).ravel(), numbers(b).ravel()
+        yield a.array(np.float64).ravel(), b.array(np.float64).ravel()
         return
     for region, stored in a.blocks():
         other = b.weight.read(region)

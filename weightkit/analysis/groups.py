@@ -67,10 +67,7 @@ def _along(selection: Selection, name: str) -> Iterator[tuple[int, Selection]]:
             first, last = number * axis.width, (number + 1) * axis.width
             inside = taken.start <= first and last <= taken.stop and (first - taken.start) % taken.step == 0
             if inside and (taken.step == 1 or axis.width == 1):
-                yield (
-                    number,
-                    Selection(selection.weight, (*region[:place], slice(first, last, 1), *region[place + 1 :])),
-                )
+                yield number, selection.thing(place, number)
         return
 
 

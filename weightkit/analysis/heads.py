@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightkit.address import Index
 from weightkit.architectures.parts import Role
 from weightkit.dtypes import Array
 from weightkit.registry import Registry
-from weightkit.tensor import Region
 from weightkit.weight import Selection, Weight
 
 
@@ -33,7 +31,7 @@ class Norm:
         return scaled - scaled.mean(axis=-1, keepdims=True) if self.centred else scaled
 
     def _scaled(self, x: Array) -> Array:
-        return x if self.weight is None else x * (numbers(Selection.of(self.weight)) + float(self.plus_one))
+        return x if self.weight is None else x * (Selection.of(self.weight).array(np.float64) + float(self.plus_one))
 
 
 def norm_at(registry: Registry, address: str) -> Norm:
@@ -82,11 +80,11 @@ class Head:
 
     def reader(self, part: str) -> Array:
         """Rows of q, k or v with the norm before them folded in, float64. [head, d]"""
-        return self.before.fold(numbers(self.parts[part]))
+        return self.before.fold(self.parts[part].array(np.float64))
 
     def writer(self) -> Array:
         """Columns of o as rows, with the norm after them applied, float64. [head, d]"""
-        return self.after.apply(numbers(self.parts["o"]).T)
+        return self.after.apply(self.parts["o"].array(np.float64).T)
 
 
 def heads(registry: Registry) -> Iterator[Head]:
@@ -122,15 +120,6 @@ def _fit(weights: dict[str, Weight]) -> bool:
 
 def _of_head(weight: Weight, index: int, count: int) -> Selection:
     """The rows of a head in Q, those of the key head that it uses in K and V, or its columns in O."""
-    place = next(i for i, axis in enumerate(weight.axes) if axis.name in ("head", "kv_head"))
-    axis = weight.axes[place]
-    at = index * axis.count // count
-    span = slice(at * axis.width, (at + 1) * axis.width, 1)
-    rest = slice(0, weight.axes[1 - place].size, 1)
-    region: Region = (span, rest) if place == 0 else (rest, span)
-    return Selection(weight, region, (Index(axis.name, at),))
-
-
-def numbers(selection: Selection) -> Array:
-    """The selected numbers as float64."""
-    return selection.dtype.decode(selection.weight.read(selection.region), np.float64)
+    place = weight.head_axis
+    assert place is not None  # it fits
+    return Selection.of(weight).thing(place, index * weight.axes[place].count // count)

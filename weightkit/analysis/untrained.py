@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightkit.analysis.finding import Finding, finding, strongest
-from weightkit.analysis.heads import numbers
+from weightkit.analysis.rows import cosines, rows, spans
 from weightkit.dtypes import Array
 from weightkit.parallel import in_order
-from weightkit.tensor import BLOCK
-from weightkit.weight import Selection, Weight
+from weightkit.weight import Weight
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -33,17 +32,15 @@ MOST = 10  # of one table
 
 def untrained(table: Weight, unused: Collection[int] = (), executor: Executor | None = None) -> list[Finding]:
     """Tokens whose rows are small, or like those of the `unused` ones; these are not told for being alike."""
-    rows = table.shape[0]
-    step = max(1, BLOCK // max(1, table.shape[1]))
-    spans = [slice(at, min(at + step, rows), 1) for at in range(0, rows, step)]
-    parts = list(in_order(functools.partial(_sums, table), spans, executor=executor))
+    count, blocks = table.shape[0], spans(table)
+    parts = list(in_order(functools.partial(_sums, table), blocks, executor=executor))
     norms = np.sqrt(np.concatenate([squares for squares, _ in parts])) if parts else np.zeros(0)
     found = _small(table, norms)
-    known = [i for i in unused if 0 <= i < rows]
-    if known and len(known) < rows:
-        mean = np.sum([total for _, total in parts], axis=0) / rows
-        direction = np.mean([_row(table, i) for i in known], axis=0) - mean
-        alike = in_order(functools.partial(_cosines, table, mean, direction), spans, executor=executor)
+    known = [i for i in unused if 0 <= i < count]
+    if known and len(known) < count:
+        mean = np.sum([total for _, total in parts], axis=0) / count
+        direction = np.mean([_finite(table, slice(i, i + 1, 1))[0] for i in known], axis=0) - mean
+        alike = in_order(functools.partial(cosines, table, direction, middle=mean), blocks, executor=executor)
         found += _like_unused(table, np.concatenate(list(alike)), known)
     return strongest(found, MOST, f"tokens of {table.address}")
 
@@ -81,21 +78,12 @@ def _like_unused(table: Weight, cosines: Array, known: Collection[int]) -> list[
     ]
 
 
-def _rows(table: Weight, span: slice) -> Array:  # [n, width]
-    rows = numbers(Selection(table, (span, slice(0, table.shape[1], 1))))
-    return np.where(np.isfinite(rows), rows, 0.0)
-
-
-def _row(table: Weight, at: int) -> Array:  # [width]
-    return _rows(table, slice(at, at + 1, 1))[0]
+def _finite(table: Weight, span: slice) -> Array:  # [n, width]
+    block = rows(table, span)
+    return np.where(np.isfinite(block), block, 0.0)
 
 
 def _sums(table: Weight, span: slice) -> tuple[Array, Array]:  # [n], [width]
-    rows = _rows(table, span)
-    return np.square(rows).sum(axis=1), rows.sum(axis=0)
-
-
-def _cosines(table: Weight, mean: Array, direction: Array, span: slice) -> Array:  # [n]
-    rows = _rows(table, span) - mean
-    with np.errstate(all="ignore"):
-        return (rows @ direction) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(direction))
+    block = _finite(table, span)
+    with np.errstate(over="ignore"):
+        return np.square(block).sum(axis=1), block.sum(axis=0)

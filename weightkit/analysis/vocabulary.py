@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightkit.analysis.heads import Head, heads, norm_at, numbers, written_norm
+from weightkit.analysis.heads import Head, heads, norm_at, written_norm
+from weightkit.analysis.rows import cosines, rows, spans
 from weightkit.architectures.parts import Role
 from weightkit.dtypes import Array
 from weightkit.errors import AddressError, EngineError
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
-from weightkit.tensor import BLOCK
 from weightkit.weight import Selection, Weight
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def read(
     attends to that one. Raises AddressError for anything else, EngineError where nothing can be said.
     """
     kind, table, scores, measure = _question(registry, address, chosen, token)
-    spans = _spans(table)
-    found = np.concatenate(list(in_order(scores, spans, executor=executor, progress=progress)))
+    found = np.concatenate(list(in_order(scores, spans(table), executor=executor, progress=progress)))
     if kind == "neighbours":
         found[chosen[0].region[0].start] = np.nan  # itself
 
@@ -85,13 +84,18 @@ def _question(
     """What is asked: its kind, the table whose rows are scored, how, and what a score is."""
     first = chosen[0]
     if len(chosen) == 1 and first.role in (Role.EMBEDDING, Role.HEAD) and first.shape[0] == 1 and token is None:
-        return "neighbours", first.weight, functools.partial(_cosines, first.weight, numbers(first)[0]), "cosine"
+        return (
+            "neighbours",
+            first.weight,
+            functools.partial(cosines, first.weight, first.array(np.float64)[0]),
+            "cosine",
+        )
     columns = [s for s in chosen if s.role is Role.DOWN and s.shape[1] == 1]
     if len(columns) == 1 and token is None:
         at = columns[0].weight.address.partition(".ffn")[0] + ".ffn"
-        written = written_norm(registry, at).apply(numbers(columns[0]).T)
-        table, rows = _unembedding(registry, at, written)
-        return "writes", table, functools.partial(_logits, table, rows[0]), "logit"
+        written = written_norm(registry, at).apply(columns[0].array(np.float64).T)
+        table, written = _unembedding(registry, at, written)
+        return "writes", table, functools.partial(_logits, table, written[0]), "logit"
     head = _head(registry, chosen)
     if head is None:
         raise AddressError(
@@ -106,7 +110,7 @@ def _question(
         return "copies", table, functools.partial(_copies, embedding, table, head.reader("v"), written, *middle), "z"
     if not 0 <= token < embedding.shape[0]:
         raise AddressError(f"token {token}: the embedding has rows from 0 to {embedding.shape[0] - 1}")
-    value = head.reader("v") @ _rows(embedding, slice(token, token + 1, 1))[0]
+    value = head.reader("v") @ rows(embedding, slice(token, token + 1, 1))[0]
     return "writes", table, functools.partial(_logits, table, value @ written), "logit"
 
 
@@ -137,34 +141,18 @@ def _embedding(registry: Registry, head: Head, table: Weight) -> Weight:
     return found
 
 
-def _spans(table: Weight) -> list[slice]:
-    """The rows of a table, a block at a time."""
-    step = max(1, BLOCK // max(1, table.shape[1]))
-    return [slice(at, min(at + step, table.shape[0]), 1) for at in range(0, table.shape[0], step)]
-
-
-def _rows(table: Weight, span: slice) -> Array:  # [n, width], float64
-    return numbers(Selection(table, (span, slice(0, table.shape[1], 1))))
-
-
-def _cosines(table: Weight, row: Array, span: slice) -> Array:  # [n]
-    rows = _rows(table, span)
-    with np.errstate(all="ignore"):
-        return (rows @ row) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(row))
-
-
 def _logits(table: Weight, direction: Array, span: slice) -> Array:  # [n]
     with np.errstate(all="ignore"):
-        return _rows(table, span) @ direction
+        return rows(table, span) @ direction
 
 
 def _moments(table: Weight, written: Array) -> tuple[Array, Array]:
     """Mean and covariance of the rows of the vocab projection, seen through what a head writes. [head], [head, head]"""
     count, total = 0, np.zeros(len(written))
     square = np.zeros((len(written), len(written)))
-    for span in _spans(table):
+    for span in spans(table):
         with np.errstate(all="ignore"):
-            seen = _rows(table, span) @ written.T
+            seen = rows(table, span) @ written.T
         seen = seen[np.isfinite(seen).all(axis=1)]
         count, total, square = count + len(seen), total + seen.sum(axis=0), square + seen.T @ seen
     mean = total / max(1, count)
@@ -180,6 +168,6 @@ def _copies(
     vocab projection, and the [vocab, vocab] matrix is never formed.
     """
     with np.errstate(all="ignore"):
-        values = _rows(embedding, span) @ reader.T
-        own = np.einsum("ij,ij->i", values, _rows(table, span) @ written.T)
+        values = rows(embedding, span) @ reader.T
+        own = np.einsum("ij,ij->i", values, rows(table, span) @ written.T)
         return (own - values @ mean) / np.sqrt(np.einsum("ij,jk,ik->i", values, covariance, values, optimize=True))
