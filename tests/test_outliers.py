@@ -240,6 +240,14 @@ def test_odd_arrays(tmp_path: Path, array: np.ndarray[tuple[int, ...], np.dtype[
         assert all(f.kind in ("constant", "NaN or Inf") for f in model.outliers())
 
 
+@pytest.mark.parametrize("size", [1e-250, 1e250])
+def test_huge_and_tiny_numbers(tmp_path: Path, size: float) -> None:
+    array = np.random.default_rng(0).standard_normal((40, 50)) * size
+    array[3, 4] = 50 * size
+    (found,) = wk.open(write_file(tmp_path / "x.safetensors", {"x": array})).outliers()
+    assert (found.kind, found.address, found.value) == ("large weight", "name:x[3, 4]", 50 * size)
+
+
 def test_blocks_and_executors_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def plant(t: Tensors) -> None:
         for thing in (super_weight, massive_row, heads, neuron, clipped, token):

@@ -409,10 +409,13 @@ def test_norms_of_rows_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert [i for i, _ in found.largest] == [start * bool(index) + int(i) * (step if index else 1) for i in top]
 
 
-def test_norms_of_huge_numbers_and_of_vectors(tmp_path: Path) -> None:
+def test_norms_of_huge_and_tiny_numbers_and_of_vectors(tmp_path: Path) -> None:
     look = opened(tmp_path, np.array([[1e300, 1e300], [1.0, np.nan]])).look("name:x")
     assert look.rows is not None
     assert look.rows.max == pytest.approx(2**0.5 * 1e300)
+    tiny = opened(tmp_path, np.full((3, 4), 1e-200)).look("name:x")
+    assert tiny.rows is not None
+    assert tiny.rows.median == pytest.approx(2e-200)
     vector = opened(tmp_path, f32(1, 2)).look("name:x")
     assert (vector.rows, vector.columns) == (None, None)
 

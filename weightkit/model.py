@@ -241,8 +241,7 @@ class Model(Tracing):
         found = self[address]
         selection = found if isinstance(found, Selection) else Selection.of(found)
         row = statistics(selection)
-        found_norms = norms(selection)
-        return Look(row, histogram(selection, row, bins), outliers(selection, row), *found_norms)
+        return Look(row, histogram(selection, row, bins), outliers(selection, row), *norms(selection, row))
 
     def outliers(
         self, address: str | None = None, *, executor: Executor | None = None, progress: Progress | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weightkit.analysis.lines import Lines
 from weightkit.analysis.statistics import Statistics
 from weightkit.dtypes import Array
 from weightkit.weight import Selection
@@ -68,27 +69,12 @@ class Norms:
     largest: list[tuple[int, float]]  # (index in the whole weight, norm), the largest first
 
 
-def norms(selection: Selection, most: int = 5) -> tuple[Norms | None, Norms | None]:
+def norms(selection: Selection, row: Statistics, most: int = 5) -> tuple[Norms | None, Norms | None]:
     """The norms of rows and of columns, over finite values; None of what is no matrix. One more pass."""
     if len(selection.shape) != 2 or not selection.size:
         return None, None
-    squares = [np.zeros(n) for n in selection.shape]
-    scale = 1.0
-    for region, stored in selection.blocks():
-        values = selection.dtype.decode(stored, np.float64)
-        values = np.where(np.isfinite(values), values, 0.0)
-        top = float(np.abs(values).max())
-        if top > 1e100 * scale:  # squares of these are beyond float64
-            squares, scale = [total * (scale / top) ** 2 for total in squares], top
-        values = values / scale
-        for axis, total in enumerate(squares):
-            wanted, part = selection.region[axis], region[axis]
-            first = (part.start - wanted.start) // wanted.step
-            sums = np.sum(values * values, axis=1 - axis)
-            total[first : first + len(sums)] += sums
-    rows, columns = (
-        _norms(scale * np.sqrt(total), wanted, most) for total, wanted in zip(squares, selection.region, strict=True)
-    )
+    lines = Lines.of(selection, row.abs_max)
+    rows, columns = (_norms(lines.norms(axis), wanted, most) for axis, wanted in enumerate(selection.region))
     return rows, columns
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
 from weightkit.analysis.finding import Finding, finding, strongest
+from weightkit.analysis.lines import Lines
 from weightkit.analysis.statistics import Statistics, statistics
 from weightkit.architectures.parts import Role
-from weightkit.dtypes import Array
 from weightkit.weight import Selection, Weight
 
 MASSIVE = 4.0  # a row's norm over the median
@@ -36,58 +36,25 @@ class Profile:
     found: list[Finding]
 
 
-@dataclass
-class _Pass:
-    """What one pass over the blocks of a matrix collects. NaN and Inf count as zeros."""
-
-    rows: Array  # Σ x² of each row
-    columns: Array
-    rows_max: Array  # the largest x² of each row
-    columns_max: Array
-    peak: float = 0.0
-    at: tuple[int, ...] = ()
-    first_bad: tuple[int, ...] = field(default=())
-
-
 def profile(weight: Weight, laws: Mapping[str, float]) -> Profile:
     """Read one weight, in blocks. `laws`: the standard deviations that it may have begun with, by name."""
     whole = Selection.of(weight)
     row = statistics(whole)
-    seen = _read(whole) if len(weight.shape) == 2 and weight.size else None
+    seen = Lines.of(whole, row.abs_max) if len(weight.shape) == 2 and weight.size else None
     found = [*_not_finite(weight, row, seen), *_constant(weight, row), *_initial(weight, row, laws)]
     found += _clipped(whole, row)
     peak, at, z = 0.0, "", 0.0
     if seen is not None and row.std > 0:
-        found += [*_lines(weight, 0, seen.rows, seen.rows_max), *_lines(weight, 1, seen.columns, seen.columns_max)]
-        rest = (float(seen.rows.sum()) - seen.peak**2) / max(1, row.count - 1)
+        found += [*_far_lines(weight, 0, seen), *_far_lines(weight, 1, seen)]
+        size = abs(seen.peak) / seen.scale
+        rest = (float(seen.squares[0].sum()) - size**2) / max(1, row.count - 1)
         peak, at = seen.peak, f"{weight.address}[{', '.join(map(str, seen.at))}]"
-        z = abs(peak) / math.sqrt(rest) if rest > 0 else 0.0
+        z = size / math.sqrt(rest) if rest > 0 else 0.0
     spread = row.quantiles["0.75"] - row.quantiles["0.25"]
     return Profile(weight.role, weight.layer, at, peak, z, spread, found)
 
 
-def _read(whole: Selection) -> _Pass:
-    rows, columns = whole.shape
-    seen = _Pass(np.zeros(rows), np.zeros(columns), np.zeros(rows), np.zeros(columns))
-    for region, stored in whole.blocks():
-        values = whole.dtype.decode(stored, np.float64)
-        finite = np.isfinite(values)
-        if not finite.all():
-            first = np.argwhere(~finite)[0]
-            seen.first_bad = seen.first_bad or tuple(s.start + int(i) for s, i in zip(region, first, strict=True))
-            values = np.where(finite, values, 0.0)
-        squares = np.square(values)
-        seen.rows[region[0]] += squares.sum(axis=1)
-        seen.columns[region[1]] += squares.sum(axis=0)
-        seen.rows_max[region[0]] = np.maximum(seen.rows_max[region[0]], squares.max(axis=1))
-        seen.columns_max[region[1]] = np.maximum(seen.columns_max[region[1]], squares.max(axis=0))
-        i, j = divmod(int(squares.argmax()), squares.shape[1])
-        if abs(values[i, j]) > abs(seen.peak):
-            seen.peak, seen.at = float(values[i, j]), (region[0].start + i, region[1].start + j)
-    return seen
-
-
-def _not_finite(weight: Weight, row: Statistics, seen: _Pass | None) -> Iterator[Finding]:
+def _not_finite(weight: Weight, row: Statistics, seen: Lines | None) -> Iterator[Finding]:
     bad = row.nan + row.inf
     if bad:
         at = f"[{', '.join(map(str, seen.first_bad))}]" if seen else ""
@@ -101,16 +68,17 @@ def _constant(weight: Weight, row: Statistics) -> Iterator[Finding]:
         yield finding("constant", weight.address, row.min, math.inf, "every number is the same")
 
 
-def _lines(weight: Weight, axis: int, squares: Array, largest: Array) -> list[Finding]:
+def _far_lines(weight: Weight, axis: int, seen: Lines) -> list[Finding]:
     """Rows (axis 0) or columns (axis 1) whose norm is far from that of the others."""
-    norms = np.sqrt(squares)
+    norms = seen.norms(axis)
     alive = norms > 0
     if alive.sum() < 3:
         return []
     middle = float(np.median(norms[alive]))
     logs = np.log(norms[alive])
     deviation = 1.4826 * float(np.median(np.abs(logs - np.median(logs)))) or 1e-9
-    without = np.sqrt(np.maximum(squares - largest, 0.0))  # one large number alone makes no massive row
+    others = np.maximum(seen.squares[axis] - seen.largest[axis], 0.0)  # one large number alone makes no massive row
+    without = seen.scale * np.sqrt(others)
     massive = (without >= MASSIVE * middle) & (without >= middle * math.exp(min(FAR * deviation, 50.0)))
     line = ("row", "column")[axis]
     found = [
