@@ -32,6 +32,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled loops count few numbers too."""
+    from weightkit.analysis import tally
+
+    monkeypatch.setattr(tally, "FEW", 0)
+
+
 class Result(NamedTuple):
     """What a command did."""
 

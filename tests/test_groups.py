@@ -11,7 +11,7 @@ import weightkit as wk
 from tests import make_golden
 from tests.by_hand import NUMPY, write_file
 from tests.conftest import Cli
-from tests.test_statistics import lower_quantiles, same
+from tests.exactly import lower_quantiles, same
 from tests.tiny import write
 from tests.variants import VARIANTS
 from weightkit.errors import AddressError

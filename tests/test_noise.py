@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 import weightkit as wk
 from tests.by_hand import NUMPY, Array, rounded, shrink_blocks, write_file
 from tests.tiny import CONFIGS, weights, write
+from weightkit.kernels import Moments
 from weightkit.surgery.edits import gaussian
 from weightkit.tensor import Region, region_shape, whole
 
@@ -164,3 +168,13 @@ def test_no_noise_is_no_change(tmp_path: Path) -> None:
 def test_nothing_to_add_noise_to(tmp_path: Path, shape: tuple[int, ...]) -> None:
     model = wk.open(write_file(tmp_path / "x.safetensors", {"x": np.zeros(shape)}))
     assert model.apply(wk.noise("name:x", std=1.0)).registry["name:x"].stored.mapped().shape == shape
+
+
+@settings(deadline=None, max_examples=100)
+@given(x=arrays.arrays(np.float64, st.integers(1, 50), elements=st.floats(-1e3, 1e3)), cut=st.integers(0, 50))
+def test_the_deviation_adds_up_over_blocks(x: Array, cut: int) -> None:
+    both = Moments.of(x[:cut]) + Moments.of(x[cut:])
+    d = x - x.mean()
+    assert both.count == x.size
+    assert both.mean == pytest.approx(x.mean(), abs=1e-9)
+    assert both.m2 == pytest.approx(float((d**2).sum()), abs=1e-9 * (float((d**2).sum()) + 1e-6))
