@@ -1,24 +1,28 @@
-"""How fast statistics of a bf16 checkpoint are, against peers that take turns in one process; ratios to limits.
+"""How fast statistics and spectra are, against peers that take turns with them; ratios to limits.
 
-    python benchmarks/analysis.py [GIGABYTES]
+    python benchmarks/analysis.py [--gigabytes 4] [--watcher PYTHON] [--layers 30] [--large]
 
-The first ratio is to one plain read of the same memory, `np.sum` of its uint64 view; the peers are what people
-write: torch's `.float()` with mean, std, min, max, zeros and NaN (where torch is there), and numpy with quantiles,
-both on a part of the file, as they are slow, and scaled up. Memory is that of processes of their own.
+Statistics are of a bf16 checkpoint. The first ratio is to one plain read of the same memory, `np.sum` of its uint64
+view; the peers are what people write: torch's `.float()` with mean, std, min, max, zeros and NaN (where torch is),
+and numpy with quantiles, both on a part of the file, as they are slow, and scaled up. Memory is that of processes of
+their own. Spectra are compared with those of WeightWatcher 0.7.7 where PYTHON is an interpreter that has it.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import itertools
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import spectrum
 from main_job import run, sparse_file
 
 ROUNDS = 5
@@ -118,18 +122,38 @@ def memory(path: Path) -> float:
     return float(run(sys.executable, "-c", ANONYMOUS, str(path)).out)
 
 
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--gigabytes", type=float, default=4, help="of the file of statistics; the sparse one has 16 times as many"
+    )
+    parser.add_argument("--watcher", metavar="PYTHON", help="an interpreter that has torch and weightwatcher 0.7.7")
+    parser.add_argument("--layers", type=int, default=spectrum.LAYERS, help="of the model of spectra")
+    parser.add_argument("--large", action="store_true", help="the spectrum of a large embedding too: minutes")
+    return parser.parse_args()
+
+
+def statistics_rows(folder: Path, gigabytes: float) -> Iterator[tuple[str, float, str]]:
+    path = random_file(folder / "random.safetensors", max(1, round(gigabytes * 1e9 / (2 * SIDE * SIDE))))
+    yield from compare(path)
+    yield f"MB of anonymous memory, {path.stat().st_size / 1e9:.1f} GB", memory(path), "under 300"
+    holes = folder / "holes.safetensors"
+    sparse_file(holes, {f"t{i}": (SIDE * 4, SIDE * 4) for i in range(round(gigabytes * 8))})
+    yield f"MB of anonymous memory, {holes.stat().st_size / 1e9:.0f} GB sparse", memory(holes), "under 300"
+
+
 def main() -> None:
-    gigabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 4
+    asked = options()
     with tempfile.TemporaryDirectory() as name:
-        path = random_file(Path(name) / "random.safetensors", max(1, round(gigabytes * 1e9 / (2 * SIDE * SIDE))))
-        rows = compare(path)
-        rows.append((f"MB of anonymous memory, {path.stat().st_size / 1e9:.1f} GB", memory(path), "under 300"))
-        holes = Path(name) / "holes.safetensors"
-        sparse_file(holes, {f"t{i}": (SIDE * 4, SIDE * 4) for i in range(round(gigabytes * 8))})
-        rows.append((f"MB of anonymous memory, {holes.stat().st_size / 1e9:.0f} GB sparse", memory(holes), "under 300"))
-    print(f"{'':<50}{'measured':>10}  limit")
-    for what, value, limit in rows:
-        print(f"{what:<50}{value:>10.1f}  {limit}")
+        folder = Path(name)
+        parts = [statistics_rows(folder, asked.gigabytes)]
+        if asked.watcher:
+            parts.append(spectrum.against_watcher(asked.watcher, folder / "model.safetensors", asked.layers))
+        if asked.large:
+            parts.append(spectrum.large(folder / "large.safetensors"))
+        print(f"{'':<66}{'measured':>10}  limit")
+        for what, value, limit in itertools.chain(*parts):
+            print(f"{what:<66}{value:>10.3g}  {limit}", flush=True)
 
 
 if __name__ == "__main__":

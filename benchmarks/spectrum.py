@@ -1,10 +1,4 @@
-"""Spectra of a llama-shaped model of 134 M parameters, against WeightWatcher's, in one run and in turn.
-
-    python benchmarks/spectrum.py [PYTHON]
-
-PYTHON is an interpreter that has torch and weightwatcher 0.7.7. Ratios are how many times faster weightkit is.
-The last rows are a large embedding's: its memory, and how far the largest singular values alone are off.
-"""
+"""Spectra of a Llama-shaped model, against WeightWatcher's in turn, and of a large embedding. A part of analysis.py."""
 
 from __future__ import annotations
 
@@ -12,17 +6,21 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-WIDTH, NEURONS, LAYERS, VOCAB = 576, 1536, 30, 49_152  # of SmolLM-135M, its embedding tied
+LAYERS = 30
+WIDTH, NEURONS, VOCAB = 576, 1536, 49_152  # of SmolLM-135M, its embedding tied
 KEYS = 192
-ASKED: dict[str, dict[str, bool]] = {"analyze()": {}, "with MP fit, randomised": {"mp_fit": True, "randomize": True}}
+ASKED: dict[str, tuple[dict[str, bool], str]] = {
+    "analyze()": ({}, "at least 2"),
+    "analyze() with MP fit, randomised": ({"mp_fit": True, "randomize": True}, "at least 20"),
+}
 
 WATCHER = """
 import json, logging, sys, time, warnings
@@ -79,20 +77,22 @@ def watcher(python: str, path: Path, asked: dict[str, bool]) -> tuple[float, dic
     return seconds, {name.removesuffix(".weight"): alpha for name, alpha in alphas.items()}
 
 
-def compare(python: str, path: Path, rounds: int) -> None:
-    for what, asked in ASKED.items():
+def against_watcher(python: str, path: Path, layers: int) -> Iterator[tuple[str, float, str]]:
+    """How many times as fast as WeightWatcher, by an interpreter that has it, and how far the exponents are apart."""
+    write(path, layers)
+    for what, (asked, limit) in ASKED.items():
         ratios, apart = [], 0.0
-        for _ in range(rounds):
+        for _ in range(1 if layers == LAYERS else 3):
             mine, theirs = weightkit(path, bool(asked)), watcher(python, path, asked)
+            print(f"{what}: {mine[0]:.2f} s, WeightWatcher {theirs[0]:.2f} s", file=sys.stderr, flush=True)
             ratios.append(theirs[0] / mine[0])
-            apart = max(abs(alpha - mine[1][name]) for name, alpha in theirs[1].items())
-            print(f"{what:<26} weightkit {mine[0]:6.2f} s   weightwatcher {theirs[0]:7.2f} s", flush=True)
-        print(f"{what:<26} {np.median(ratios):.1f} × faster, |Δalpha| at most {apart:.1e}, {len(theirs[1])} matrices")
+            apart = max(apart, *(abs(alpha - mine[1][name]) for name, alpha in theirs[1].items()))
+        yield f"times as fast as WeightWatcher's {what}", float(np.median(ratios)), limit
+        yield f"|Δalpha|, {len(theirs[1])} matrices", apart, "below 1e-4"
 
 
-def large(folder: Path) -> None:
+def large(path: Path) -> Iterator[tuple[str, float, str]]:
     """An embedding of 128,256 × 4,096 in bf16, of which 4,096² float64 numbers are the Gram matrix."""
-    path = folder / "large.safetensors"
     size = 128_256 * 4_096 * 2
     header = json.dumps({"x": {"dtype": "BF16", "shape": [128_256, 4_096], "data_offsets": [0, size]}}).encode()
     block = np.random.default_rng(0).standard_normal(1 << 22).astype(ml_dtypes.bfloat16).tobytes()
@@ -105,17 +105,5 @@ def large(folder: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"embedding of 128,256 × 4,096  {seconds:.0f} s, peak resident memory of the command {peak:.0f} MB")
-
-
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        large(folder)
-        if len(sys.argv) > 1:
-            layers = int(sys.argv[2]) if len(sys.argv) > 2 else LAYERS
-            compare(sys.argv[1], write(folder / "model.safetensors", layers), rounds=1 if layers == LAYERS else 3)
-
-
-if __name__ == "__main__":
-    main()
+    yield "s for the spectrum of an embedding, 128,256 × 4,096", seconds, ""
+    yield "MB at the peak of it, resident", peak, ""
