@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -24,6 +25,7 @@ import weightkit as wk
 from tests.by_hand import Array, f32, tokenizer, write_file, write_holes
 from tests.conftest import Cli
 from tests.tiny import CONFIGS, weights, write
+from weightkit.cli import output
 
 WIDTH = 80
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -388,3 +390,23 @@ def test_a_conversation(tmp_path: Path, end: bytes) -> None:
     for message in messages:
         assert any(line.endswith(message["content"]) for line in lines)
     os.close(controller)
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [("", "matrix 200 of 1,000, 50/s, 16 s left"), ("bytes", "matrix 200 B of 1.00 kB, 50 B/s, 16 s left")],
+)
+def test_progress_has_a_rate_and_a_time_and_goes_away(monkeypatch: pytest.MonkeyPatch, unit: str, said: str) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, clock = Terminal(), iter([0.0, 0.9, 4.0])
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with output.progress("matrix", unit) as report:
+        assert report is not None
+        report(100, 1000)  # too early
+        report(200, 1000)
+    assert terminal.getvalue() == f"\r\033[K{said}\r\033[K"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
+import io
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +107,25 @@ def test_wrong_options_are_one_line(tmp_path: Path, cli: Cli, arguments: list[st
     done = cli("stats", write(tmp_path), *arguments)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert says in done.err
+
+
+@pytest.mark.parametrize("verb", [["spectrum"], ["outliers"], ["circuits"], ["vocabulary", "layers.0.attn[head=0]"]])
+def test_parquet_has_the_rows_of_csv(tmp_path: Path, cli: Cli, verb: list[str]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "rows.parquet"
+    done = cli(verb[0], "demo", *verb[1:], "--parquet", out, "--csv")
+    assert done.code == 0, done.err
+    found = parquet.read_table(out).to_pylist()
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert found
+    assert [list(row) for row in found] == [list(row) for row in rows]
+
+
+def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = cli("stats", write(tmp_path), "--parquet", tmp_path / "rows.parquet")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "pip install pyarrow" in done.err
 
 
 def test_parquet(tmp_path: Path, cli: Cli) -> None:

@@ -14,12 +14,14 @@ from weightkit.cli.output import (
     Json,
     Markdown,
     ModelPath,
+    Parquet,
     emit,
     open_model,
-    plain,
     progress,
     rows,
     say,
+    values_of,
+    write_parquet,
 )
 from weightkit.report import units
 from weightkit.report.tables import Column
@@ -34,6 +36,7 @@ def circuits(
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
+    parquet: Parquet = None,
 ) -> None:
     """Composition scores between attention heads: how much of what one writes a later one reads, and as what.
 
@@ -43,6 +46,8 @@ def circuits(
     with progress("multiplying layers") as report:
         found = opened.circuits(address, top, progress=report)
     random = expected(opened.registry)
+    values = values_of(found, FIELDS)
+    write_parquet(parquet, values)
     if json:
         emit("circuits", expected=random, rows=found)
         return
@@ -54,7 +59,6 @@ def circuits(
         Column("× random", right=True),
     ]
     cells = [(c.writer, c.reader, c.kind, units.real(c.score), units.real(c.score / random, 3)) for c in found]
-    values = [[plain(getattr(c, name)) for name in FIELDS] for c in found]
-    rows(columns, cells, csv=csv, markdown_=markdown, values=(FIELDS, values))
+    rows(columns, cells, csv=csv, markdown_=markdown, values=values)
     if not (csv or markdown):
         say("", [(f"heads that have nothing to do with each other score about {units.real(random)}", "dim")])

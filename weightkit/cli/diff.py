@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from weightkit.analysis.compare import Changed, Diff
-from weightkit.cli.output import After, Before, Csv, Json, Markdown, emit, open_model, plain, progress, rows, say
+from weightkit.cli.output import After, Before, Csv, Json, Markdown, emit, open_model, progress, rows, say, values_of
 from weightkit.errors import printable
 from weightkit.report import units
 from weightkit.report.tables import Column
@@ -24,8 +24,8 @@ def diff(a: Before, b: After, json: Json = False, csv: Csv = False, markdown: Ma
     if json:
         emit("diff", **_fields(found))
     elif csv or markdown:
-        values = [[plain(getattr(row, name)) for name in FIELDS] for row in found.changed]
-        rows(COLUMNS, map(_cells, found.changed), csv=csv, markdown_=markdown, values=(FIELDS, values))
+        values = values_of(found.changed, FIELDS)
+        rows(COLUMNS, map(_cells, found.changed), csv=csv, markdown_=markdown, values=values)
     else:
         _print(found)
     return 0 if found.identical else 1

@@ -14,12 +14,14 @@ from weightkit.cli.output import (
     Json,
     Markdown,
     ModelPath,
+    Parquet,
     emit,
     open_model,
-    plain,
     progress,
     rows,
     say,
+    values_of,
+    write_parquet,
 )
 from weightkit.report import units
 from weightkit.report.tables import Column
@@ -34,6 +36,7 @@ def outliers(
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
+    parquet: Parquet = None,
 ) -> None:
     """What is strange in the weights, the strangest first, and why.
 
@@ -44,6 +47,8 @@ def outliers(
     with progress("reading tensor") as report:
         found = opened.outliers(address, progress=report)
     shown = found[:top]
+    values = values_of(shown, FIELDS)
+    write_parquet(parquet, values)
     if json:
         emit("outliers", found=len(found), rows=shown)
         return
@@ -58,7 +63,6 @@ def outliers(
         Column("why", shrinks=True),
     ]
     cells = [(f.kind, f.address, units.real(f.value, 3), units.real(f.strength, 3), f.why) for f in shown]
-    values = [[plain(getattr(f, name)) for name in FIELDS] for f in shown]
-    rows(columns, cells, csv=csv, markdown_=markdown, values=(FIELDS, values))
+    rows(columns, cells, csv=csv, markdown_=markdown, values=values)
     if len(found) > len(shown) and not (csv or markdown):
         say("", [(f"{len(found) - len(shown):,} more; --top {len(found)} shows all", "dim")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -69,6 +70,19 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="The rows as a Markdo
 
 class UsageError(WeightkitError):
     """A command was given options that do not go together."""
+
+
+def _need_pyarrow(path: Path | None) -> Path | None:
+    if path is not None and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("--parquet: needs pyarrow; pip install pyarrow, or write --csv")
+    return path
+
+
+Parquet = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", callback=_need_pyarrow, help="Write the rows as Parquet too; needs pyarrow."),
+]
+Values = tuple[Sequence[str], Iterable[Sequence[object]]]  # the names of fields, and rows of their full values
 
 
 NOTES: list[str] = []  # said on stderr when the command has done its work; an error stands alone
@@ -148,7 +162,7 @@ def rows(
     *,
     csv: bool = False,
     markdown_: bool = False,
-    values: tuple[Sequence[str], Iterable[Sequence[object]]] | None = None,
+    values: Values | None = None,
 ) -> None:
     """Print rows: as a table, or as Markdown, or as CSV with the full values in `values`."""
     if csv and markdown_:
@@ -164,9 +178,29 @@ def rows(
         sys.stdout.writelines(plain_table(columns, cells))
 
 
+def values_of(items: Iterable[Any], fields: Sequence[str]) -> Values:
+    """The fields of dataclasses as rows."""
+    return fields, [[plain(getattr(item, name)) for name in fields] for item in items]
+
+
+def write_parquet(path: Path | None, values: Values) -> None:
+    """Write rows as Parquet, where that is asked for."""
+    if path is None:
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    names, found = values
+    columns = list(zip(*found, strict=True)) or [()] * len(names)
+    pyarrow.parquet.write_table(pyarrow.table(dict(zip(names, map(list, columns), strict=True))), path)
+
+
 @contextmanager
 def progress(what: str, unit: str = "") -> Iterator[Progress | None]:
-    """A progress line on stderr for work of over a second, on a terminal only; gone when done. `unit` may be bytes."""
+    """A line on stderr with rate and time left, for work of over a second, on a terminal only; gone when done.
+
+    `unit` may be bytes.
+    """
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return
@@ -178,11 +212,12 @@ def progress(what: str, unit: str = "") -> Iterator[Progress | None]:
         now = time.monotonic()
         if now - start < 1 or (now - last < 0.1 and done < total):
             return
-        left = (now - start) * (total - done) / max(1, done)
-        text = f"{done:,} of {total:,}"
+        rate = done / (now - start)
+        text = f"{done:,} of {total:,}, {rate:.3g}/s"
         if unit == "bytes":
-            text = f"{units.size(done)} of {units.size(total)}, {units.size(done / (now - start))}/s"
-        sys.stderr.write(f"\r\033[K{what} {text}, {left:.0f} s left")
+            text = f"{units.size(done)} of {units.size(total)}, {units.size(rate)}/s"
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        sys.stderr.write(f"\r\033[K{what} {text}{left}")
         sys.stderr.flush()
         last, shown = now, True
 

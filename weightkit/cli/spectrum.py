@@ -14,6 +14,7 @@ from weightkit.cli.output import (
     Json,
     Markdown,
     ModelPath,
+    Parquet,
     emit,
     open_model,
     plain,
@@ -21,6 +22,7 @@ from weightkit.cli.output import (
     rows,
     say,
     width,
+    write_parquet,
 )
 from weightkit.errors import one_line
 from weightkit.report import units
@@ -40,19 +42,21 @@ def spectrum(
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
+    parquet: Parquet = None,
 ) -> None:
     """Spectra of matrices: rank, stable rank, entropy, condition, energy, power law, Marchenko–Pastur law."""
     opened = open_model(model)
-    with progress("matrix") as report:
+    with progress("decomposing matrix") as report:
         found = opened.spectrum(address, by_head=heads, shuffle=shuffle, full=full, progress=report)
+    flat = [row.flat() for row in found.rows]
+    values = ([*flat[0]] if flat else ["address"], [[plain(value) for value in row.values()] for row in flat])
+    write_parquet(parquet, values)
     if json:
         emit("spectrum", rows=found.rows, skipped=found.skipped)
         return
     shown = TITLES if shuffle is None else TITLES | SHUFFLED
     columns = [Column("address", style="cyan", shrinks=True), *(Column(title, right=True) for title in shown)]
-    flat = [row.flat() for row in found.rows]
     cells = [[row["address"], *(_cell(row[field]) for field in shown.values())] for row in flat]
-    values = ([*flat[0]] if flat else ["address"], [[plain(value) for value in row.values()] for row in flat])
     rows(columns, cells, csv=csv, markdown_=markdown, values=values)
     left_out = [*_skipped(found.skipped), *_partly(found.rows)]
     if csv or markdown:

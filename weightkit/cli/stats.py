@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,13 +15,17 @@ from weightkit.cli.output import (
     Json,
     Markdown,
     ModelPath,
+    Parquet,
     UsageError,
+    Values,
     emit,
     open_model,
     plain,
     progress,
     rows,
     say,
+    values_of,
+    write_parquet,
 )
 from weightkit.report import units
 from weightkit.report.tables import Column
@@ -49,9 +52,7 @@ def stats(
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
-    parquet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the rows as Parquet too; needs pyarrow.")
-    ] = None,
+    parquet: Parquet = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Read every number, even of files that were read before.")
     ] = False,
@@ -62,23 +63,20 @@ def stats(
         raise UsageError(f"--sort {sort}: sort by one of {', '.join(NUMBERS)}")
     if by not in (None, "role", "layer", "head", "expert"):
         raise UsageError(f"--by {by}: one of role, layer, head, expert")
-    if parquet is not None:
-        _need_pyarrow()
     opened = open_model(model)
     with progress("reading", "bytes") as report:
         found = opened.statistics(address, by=by, cache=not no_cache, progress=report)
     found = [row for row in found if all(_is_true(row, *test) for test in tests)]
     if sort is not None:
         found.sort(key=lambda row: -_number(row, sort))
-    if parquet is not None:
-        _write_parquet(found, parquet)
+    values = _values(found)
+    write_parquet(parquet, values)
     if json:
         emit("stats", rows=found)
         return
     named = dict.fromkeys(([sort] if sort else []) + [field for field, _, _ in tests])
-    _table(
-        found, csv=csv, markdown=markdown, title=by or "address", named=[name for name in named if name not in SHOWN]
-    )
+    named_too = [name for name in named if name not in SHOWN]
+    _table(found, values, csv=csv, markdown=markdown, title=by or "address", named=named_too)
 
 
 def _condition(text: str) -> tuple[str, str, float]:
@@ -104,39 +102,21 @@ def _number(row: Statistics, field: str) -> float:
     return float("-inf") if value is None or value != value else float(value)
 
 
-def _need_pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UsageError("--parquet: needs pyarrow; pip install pyarrow, or write --csv") from None
-
-
-def _values(found: list[Statistics]) -> tuple[list[str], list[list[object]]]:
+def _values(found: list[Statistics]) -> Values:
     """The fields and quantiles, and their values for each row."""
     names = [f"{q:g}" for q in QUANTILES]
-    values = [
-        [*(plain(getattr(row, name)) for name in FIELDS), *(plain(row.quantiles[q]) for q in names)] for row in found
-    ]
-    return [*FIELDS, *(f"q{q}" for q in names)], values
+    fields, values = values_of(found, FIELDS)
+    quantiles = ([plain(row.quantiles[q]) for q in names] for row in found)
+    return [*fields, *(f"q{q}" for q in names)], [[*v, *q] for v, q in zip(values, quantiles, strict=True)]
 
 
-def _write_parquet(found: list[Statistics], path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    names, values = _values(found)
-    columns = list(zip(*values, strict=True)) or [()] * len(names)
-    table = pyarrow.table(dict(zip(names, map(list, columns), strict=True)))
-    pyarrow.parquet.write_table(table, path)
-
-
-def _table(found: list[Statistics], *, csv: bool, markdown: bool, title: str, named: list[str]) -> None:
+def _table(found: list[Statistics], values: Values, *, csv: bool, markdown: bool, title: str, named: list[str]) -> None:
     """Print rows; `named` are fields that get a column because the command names them."""
     # Columns that would hold nothing but zeros are left out: what is left fits a narrow terminal.
     counts = [name for name in ("zeros", "nan", "inf") if any(getattr(row, name) for row in found)]
     titles = ["mean", "std", "min", "median", "max", *(_TITLES.get(name, name) for name in counts), *named]
     columns = [Column(title, style="cyan", shrinks=True), *(Column(title, right=True) for title in titles)]
-    rows(columns, [_cells(row, counts, named) for row in found], csv=csv, markdown_=markdown, values=_values(found))
+    rows(columns, [_cells(row, counts, named) for row in found], csv=csv, markdown_=markdown, values=values)
     if found and not counts and not (csv or markdown):
         say("", [("no zeros, NaN or Inf", "dim")])
 

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from weightkit.analysis.vocabulary import Scored
-from weightkit.cli.output import Csv, Json, Markdown, ModelPath, emit, open_model, plain, progress, rows, say
+from weightkit.cli.output import (
+    Csv,
+    Json,
+    Markdown,
+    ModelPath,
+    Parquet,
+    emit,
+    open_model,
+    plain,
+    progress,
+    rows,
+    say,
+    write_parquet,
+)
 from weightkit.report import units
 from weightkit.report.tables import Column
 
@@ -29,6 +42,7 @@ def vocabulary(
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
+    parquet: Parquet = None,
 ) -> None:
     """What something means in tokens, without running the model.
 
@@ -38,6 +52,10 @@ def vocabulary(
     opened = open_model(model)
     with progress("reading block") as report:
         found = opened.vocabulary(address, top, token=_token(token), progress=report)
+    values = [("highest", s.token, s.id, s.score) for s in found.highest]
+    values += [("lowest", s.token, s.id, s.score) for s in found.lowest]
+    named = (("end", "token", "id", found.measure), values)
+    write_parquet(parquet, named)
     if json:
         emit("vocabulary", **plain(found))
         return
@@ -46,10 +64,8 @@ def vocabulary(
         c for title in titles for c in (Column(title), Column("id", right=True), Column(found.measure, right=True))
     ]
     both = zip_longest(found.highest, found.lowest)
-    values = [("highest", s.token, s.id, s.score) for s in found.highest]
-    values += [("lowest", s.token, s.id, s.score) for s in found.lowest]
     cells = [(*_cells(high), *_cells(low)) for high, low in both]
-    rows(columns, cells, csv=csv, markdown_=markdown, values=(("end", "token", "id", found.measure), values))
+    rows(columns, cells, csv=csv, markdown_=markdown, values=named)
     if not (csv or markdown):
         say("", [(_MEANS[found.kind], "dim")])
 
