@@ -295,3 +295,17 @@ def test_a_bias_without_a_matrix_is_in_the_step_above_it(tmp_path: Path) -> None
     tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"] + 1
     model = wk.open(write_family(tmp_path, "bert", tensors))
     assert sum(step.parameters for step in steps(model.registry)) == model.counts().total
+
+
+def test_a_sentence_goes_below_its_row_where_the_line_is_too_long() -> None:
+    columns = [Column("address"), Column("value", right=True), Column("why", below=True)]
+    rows = [("layers.0.attn.q", "1.5", "it is five times as large as it is in other layers"), ("norm", "2", "")]
+    wide = text(table(columns, rows, 80))
+    assert wide[1] == "layers.0.attn.q    1.5  it is five times as large as it is in other layers"
+    assert text(table(columns, rows, 40)) == [
+        "address          value",
+        "layers.0.attn.q    1.5",
+        "    it is five times as large as it is",
+        "    in other layers",
+        "norm                 2",
+    ]

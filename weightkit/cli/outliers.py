@@ -60,7 +60,7 @@ def outliers(
         Column("address", style="cyan"),
         Column("value", right=True),
         Column("strength", right=True),
-        Column("why", shrinks=True),
+        Column("why", below=True),
     ]
     cells = [(f.kind, f.address, units.real(f.value, 3), units.real(f.strength, 3), f.why) for f in shown]
     rows(columns, cells, csv=csv, markdown_=markdown, values=values)

@@ -54,7 +54,7 @@ def spectrum(
     if json:
         emit("spectrum", rows=found.rows, skipped=found.skipped)
         return
-    shown = TITLES if shuffle is None else TITLES | SHUFFLED
+    shown = TITLES if shuffle is None else SHUFFLED
     columns = [Column("address", style="cyan", shrinks=True), *(Column(title, right=True) for title in shown)]
     cells = [[row["address"], *(_cell(row[field]) for field in shown.values())] for row in flat]
     rows(columns, cells, csv=csv, markdown_=markdown, values=values)
@@ -75,7 +75,10 @@ TITLES = {  # of columns, and the fields that they show
     "D": "power_law.distance",
     "spikes": "marchenko_pastur.spikes",
 }
-SHUFFLED = {"shuffled": "shuffled.distance", "above": "shuffled.above"}
+SHUFFLED = {title: field for title, field in TITLES.items() if title not in ("condition", "90 %")} | {
+    "shuffled": "shuffled.distance",  # in 80 columns
+    "above": "shuffled.above",
+}
 
 
 def _cell(value: float | None) -> str:

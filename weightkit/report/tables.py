@@ -27,6 +27,7 @@ class Column:
     right: bool = False
     style: str = ""
     shrinks: bool = False  # may be cut, in its middle, where the line is too long
+    below: bool = False  # the last column: a sentence, that goes below its row where the line is too long
 
 
 def widest(texts: Iterable[str], most: int = MOST_WIDTH) -> int:
@@ -38,6 +39,9 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
     """The lines of a table, a header first. `width` None never cuts."""
     cells = [tuple(map(printable, row)) for row in rows]
     widths = [widest([c.title, *(row[i] for row in cells)], width or MOST_WIDTH) for i, c in enumerate(columns)]
+    if width is not None and columns[-1].below and _over(widths, width) > 0:
+        yield from _with_sentences(columns[:-1], cells, width)
+        return
     if width is not None:
         _shrink(columns, widths, width)
         cells = [tuple(map(_cut, row, widths)) for row in cells]
@@ -77,8 +81,22 @@ def pairs(rows: Iterable[tuple[str, str]], width: int | None = None, *, prose: b
     return lines
 
 
+def _with_sentences(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> Iterator[Line]:
+    """A table whose last column is not among these: it goes below each row."""
+    head, *rows = table(columns, [row[:-1] for row in cells], width)
+    yield head
+    for line, row in zip(rows, cells, strict=True):
+        yield line
+        for part in textwrap.wrap(row[-1], max(20, width - 4), break_on_hyphens=False):
+            yield [("    " + part, "dim")]
+
+
+def _over(widths: Sequence[int], width: int) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1) - width
+
+
 def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
-    over = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    over = _over(widths, width)
     for i in sorted((i for i, c in enumerate(columns) if c.shrinks), key=lambda i: -widths[i]):
         if over <= 0:
             return
