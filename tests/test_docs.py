@@ -61,7 +61,7 @@ def test_every_verb_has_a_chapter(verb: str) -> None:
     assert re.search(rf"^## {verb}$", TEXT[ROOT / "docs" / "commands.md"], re.MULTILINE)
 
 
-BY_NAME = "by_role by_layer by_dtype formulas quantiles rewritten linked config snapshots left".split()
+BY_NAME = "energy by_role by_layer by_dtype formulas quantiles rewritten linked config snapshots left".split()
 
 
 def _fields(value: object) -> Iterator[str]:
@@ -76,8 +76,9 @@ def _fields(value: object) -> Iterator[str]:
 
 
 CALLS = [
-    "demo", "map M", "count M --explain", "list M", "show M norm", "stats M", "check NAN", "diff M OTHER",
+    "demo", "map M", "count M --explain", "list M", "show M layers.0.attn.q", "stats M", "check NAN", "diff M OTHER",
     "convert M OUT", "edit M --zero norm --dry-run --ids 1,2", "run M w1 -n 1", "run MASKED w7[MASK]",
+    "spectrum demo layers.0.attn --shuffle 0", "outliers NAN", "vocabulary M layers.0.ffn[neuron=3]", "circuits M",
     "chat M w1 -n 1", "trace M w1 --zero norm", "measure M OTHER --ids 1,2 --prompt w1",
 ]  # fmt: skip
 AS_ELSEWHERE = {"show": "stats", "edit": "measure"}
