@@ -28,7 +28,7 @@ from weightkit.compiled.numbers import I64, POINTER, VOID
 # job with as many as there is room for. What is to hand out is (the number of the job) · 2^24 + parts left. The
 # arguments do not change while a part is taken, for the job does not end without it. `share` does parts until there
 # was nothing to do for so many turns; `run` does a job with who else shares; `run_all` does jobs one after another,
-# each written down as a desk of its own, with its parts in all at 0.
+# each written down as a desk of its own, with its parts in all at 0; one that has a single part is not shared.
 DESK, LEAVE, FIRST_ARGUMENT, ARGUMENT_STEP = 64, 10, 16, 16
 MOST_PRODUCTS = 3
 _SHARING = """
@@ -131,7 +131,7 @@ entry:
   %to = getelementptr i64, ptr %desk, i64 16
   br label %look
 look:
-  %i = phi i64 [ 0, %entry ], [ %more, %do ]
+  %i = phi i64 [ 0, %entry ], [ %more, %next ]
   %any = icmp ult i64 %i, %count
   br i1 %any, label %do, label %end
 do:
@@ -140,7 +140,18 @@ do:
   %from = getelementptr i64, ptr %job, i64 16
   call void @llvm.memcpy.p0.p0.i64(ptr %to, ptr %from, i64 384, i1 false)
   %parts = load i64, ptr %job, align 8
+  %single = icmp eq i64 %parts, 1
+  br i1 %single, label %alone, label %shared
+alone:
+  %kernel = load ptr, ptr %to, align 8
+  %total.at = getelementptr i64, ptr %to, i64 2
+  %total = load i64, ptr %total.at, align 8
+  call void %kernel(ptr %to, i64 0, i64 %total)
+  br label %next
+shared:
   call void @run(ptr %desk, i64 %parts)
+  br label %next
+next:
   %more = add i64 %i, 1
   br label %look
 end:
