@@ -199,6 +199,15 @@ def test_measure_says_where_a_model_ends_in_nan(cli: Cli, pair: dict[str, Path],
     assert "note: B: the model's output is not finite: the first NaN appears at layers.1.ffn" in done.err
 
 
+def test_models_whose_logits_alone_are_nan_part(cli: Cli, tmp_path: Path) -> None:
+    a = write(tmp_path / "a")
+    tensors = weights(CONFIGS["llama"])
+    tensors["lm_head.weight"][50] = np.nan
+    done = cli("measure", a, write(tmp_path / "b", tensors=tensors), "--ids", "1,2,3")
+    assert "streams part       only after the last layer" in done.out
+    assert "note: B: the model's output is not finite: the first NaN appears at logits" in done.err
+
+
 def test_run_is_next_tokens(cli: Cli, pair: dict[str, Path]) -> None:
     model = wk.open(pair["A"])
     found = cli("run", pair["A"], "w1 w2", "--top", 3, "--json").json

@@ -179,6 +179,8 @@ CALLS: list[tuple[str, str]] = [
     ("measure M M --ids 1,97", "97"),
     ("measure M M --text there/is/no.txt", "no such file"),
     ("measure M M --text hello", "no tokenizer.json"),
+    ("measure N N --text hello", "cannot be run"),
+    ("chat M hello", "no chat template"),
     ("measure M V --ids 1,2", "vocabularies of 97 and 90"),
     # what a trace needs
     ("trace M", "give one text"),
@@ -263,6 +265,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "EXISTS": tmp_path / "exists",
         "M/inside": m / "inside",
         "EMPTY": Path(),
+        "N": write_file(tmp_path / "n.safetensors", {"x": np.ones(3)}),
         "M/inside/x": m / "inside" / "x",
     }
 
@@ -274,6 +277,10 @@ def test_calls_that_cannot_be_answered(cli: Cli, places: dict[str, Path], call: 
     require_error(cli(*(places.get(word, word) for word in call.split())), says)
     assert files(around) == before
     assert not [p for p in around.iterdir() if p.name.startswith(".")]
+
+
+def test_an_empty_text(cli: Cli, places: dict[str, Path]) -> None:
+    require_error(cli("measure", places["M"], places["M"], "--text", ""), "--text is empty")
 
 
 @pytest.mark.parametrize("call", ["map U", "run U --ids 1", "measure U U --ids 1,2", "list U embed", "show U embed"])

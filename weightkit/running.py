@@ -297,7 +297,8 @@ class Running:
         as `chat_prompt` and `write` do.
         """
         _ = self.engine  # that the model cannot be run at all is said first
-        ids = self.tokenizer.encode(self.chat_prompt(messages), special=False)  # the template has them
+        prompt = self.chat_prompt(messages)  # that there is no template is said before that there is no tokenizer
+        ids = self.tokenizer.encode(prompt, special=False)  # the template has them
         return self._writing(ids, max_tokens, choice, self.end_ids | self._tokenizer_end, stop=stop)
 
     def _writing(

@@ -128,7 +128,9 @@ class Measured:
     def _parting(self) -> str:
         if self.effect.first_drift is not None:
             return f"after layer {self.effect.first_drift}"
-        return "only after the last layer" if self.effect.kl_max > 0 else "nowhere: the outputs are the same to the bit"
+        if self.effect.kl_max == 0:
+            return "nowhere: the outputs are the same to the bit"
+        return "only after the last layer"  # the divergence from NaN is NaN
 
 
 def measure_on(
@@ -143,6 +145,8 @@ def measure_on(
     """Measure on texts, or files of text, or ids, as they were given."""
     from weightkit.model import measure as compare
 
+    for model in (a, b):
+        _ = model.engine  # that it cannot be run at all is said first
     names = [*(Path(text).name if is_file(text) else "" for text in texts), *("" for _ in ids)]
     names = [name or f"text {number}" for number, name in enumerate(names, start=1)]
     words = (a.text_file(text) if is_file(text) else a.ids(read_text(text)) for text in texts)

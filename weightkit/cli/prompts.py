@@ -41,6 +41,8 @@ def parse_ids(text: str) -> list[int]:
 
 def read_text(text: str) -> str:
     """The contents of a file, or the text itself where it does not look like a path."""
+    if not text:
+        raise UsageError("--text is empty: give a text file, or a text")
     if is_file(text):
         return read_file(text)
     if _is_folder(text) or re.fullmatch(r"\S*[/\\]\S*|\S+\.[A-Za-z0-9]{1,5}", text):
