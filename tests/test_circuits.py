@@ -111,6 +111,9 @@ def test_an_address_keeps_the_rows_of_its_heads(tmp_path: Path) -> None:
     want = [row for row in model.circuits() if head in (row.writer, row.reader)]
     assert table(model.circuits(head)) == pytest.approx(table(want), rel=1e-12)
     assert table(model.circuits(head, 3)) == pytest.approx(table(want[:3]), rel=1e-12)
+    three = {f"layers.2.attn[head={i}]" for i in (1, 2, 3)}  # which do not share their two key heads evenly
+    want = [row for row in model.circuits() if row.reader in three]
+    assert table(model.circuits("layers.2.attn[head=1:4]")) == pytest.approx(table(want), rel=1e-12)
     in_layer = [row for row in model.circuits() if "layers.1." in row.writer + row.reader]
     assert table(model.circuits("layers.1")) == pytest.approx(table(in_layer), rel=1e-12)
 
@@ -136,8 +139,15 @@ def test_any_executor_and_any_block_give_the_same(tmp_path: Path, monkeypatch: p
     want = model.circuits()
     with ProcessPoolExecutor(1) as executor:
         assert model.circuits(executor=executor) == want
-    monkeypatch.setattr("weightkit.analysis.circuits.BLOCK", 1)  # one writer at a time
-    assert table(model.circuits()) == pytest.approx(table(want), rel=1e-12)
+    for some in (1, 2, 3):  # heads at a time
+        monkeypatch.setattr("weightkit.analysis.circuits.BLOCK", some * 12 * WIDTH)
+        assert table(model.circuits()) == pytest.approx(table(want), rel=1e-12)
+
+
+def test_progress_is_told_from_the_first_layer_to_the_end(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    wk.open(write(tmp_path / "m")).circuits(progress=lambda done, total: told.append((done, total)))
+    assert told == [(i, 6) for i in range(1, 7)]  # three layers, three pairs of them
 
 
 def test_random_heads_score_as_expected(tmp_path: Path) -> None:

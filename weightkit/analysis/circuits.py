@@ -15,17 +15,42 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightkit.analysis.heads import Head, heads
+from weightkit.analysis.work import Work
 from weightkit.dtypes import Array
 from weightkit.errors import AddressError
-from weightkit.parallel import Progress, in_order
+from weightkit.parallel import Progress
 from weightkit.registry import Registry
 from weightkit.tensor import BLOCK
+from weightkit.threads import one_blas_thread
 from weightkit.weight import Selection
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-Pair = tuple[tuple[Head, ...], tuple[Head, ...]]  # of one layer, and of a later one
+READS = {"Q": ("q", "k"), "K": ("k", "q"), "V": ("v", "o")}  # what a head reads with, and what that meets in it
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The heads of one attention, and the R of rowsᵀ = Q R of each: ‖rowsᵀ x‖ = ‖R x‖ for every x."""
+
+    heads: tuple[Head, ...]
+    triangles: dict[str, Array]  # of q, k, v and o: [different ones, min(head, width), head]
+
+    def slot(self, part: str, head: int) -> int:
+        """Which of the different rows are those of a head: several share their keys and values."""
+        return head * len(self.triangles[part]) // len(self.heads)
+
+    def triangle(self, part: str, head: int) -> Array:
+        """The R of the rows of one head."""
+        return np.asarray(self.triangles[part][self.slot(part, head)])
+
+    def norm(self, one: str, other: str, head: int) -> float:
+        """‖oneᵀ other‖ of the rows of one head: of its W_QK, or its W_OV."""
+        return float(np.linalg.norm(self.triangle(one, head) @ self.triangle(other, head).T))
+
+
+Pair = tuple[Layer, range, Layer, range]  # heads of one layer, and of a later one
 
 
 @dataclass(frozen=True)
@@ -58,8 +83,12 @@ def circuits(
     named = everyone if chosen is None else _chosen(everyone, chosen)
     if not named:
         raise AddressError("no attention head is named; name some as in 'layers.3.attn[head=2]', or whole layers")
-    tasks = list(_pairs(everyone, {head.address for head in named}))
-    found = itertools.chain.from_iterable(in_order(_compositions, tasks, executor=executor, progress=progress))
+    together = [tuple(group) for _, group in itertools.groupby(everyone, key=lambda head: head.attention)]
+    pairs = list(_pairs(together, {head.address for head in named}))
+    work = Work(executor, progress, len(together) + len(pairs))
+    layers = list(work.map(_layer, together))
+    tasks = [(layers[early], writers, layers[late], readers) for early, writers, late, readers in pairs]
+    found = itertools.chain.from_iterable(work.map(_compositions, tasks))
     return sorted(found, key=_order) if most is None else heapq.nsmallest(most, found, key=_order)
 
 
@@ -88,53 +117,76 @@ def _meets(regions: dict[str, list[Selection]], part: Selection) -> bool:
     )
 
 
-def _pairs(everyone: Sequence[Head], named: set[str]) -> Iterator[Pair]:
-    """Writers and readers of every two layers, few enough writers that what they write is one block."""
-    layers = [tuple(group) for _, group in itertools.groupby(everyone, key=lambda head: head.attention)]
-    for writers, readers in itertools.combinations(layers, 2):
-        if writers[0].stack != readers[0].stack:
+def _layer(heads: tuple[Head, ...]) -> Layer:
+    """The heads of one layer with their triangles."""
+    with one_blas_thread(), np.errstate(all="ignore"):
+        return Layer(heads, {part: _triangles([head.parts[part] for head in heads], heads[0], part) for part in "qkvo"})
+
+
+def _triangles(parts: Sequence[Selection], head: Head, part: str) -> Array:  # [different ones, min(head, d), head]
+    different = {selection.index: selection for selection in parts}.values()
+    return np.stack([np.linalg.qr(head.rows(part, selection).T, mode="r") for selection in different])
+
+
+def _pairs(layers: Sequence[tuple[Head, ...]], named: set[str]) -> Iterator[tuple[int, range, int, range]]:
+    """Writers of one layer, few enough that what they write is one block, with readers of a later one."""
+    inside = [[i for i, head in enumerate(heads) if head.address in named] for heads in layers]
+    for early, late in itertools.combinations(range(len(layers)), 2):
+        if layers[early][0].stack != layers[late][0].stack:
             continue
-        width, value = writers[0].parts["o"].shape
-        some = max(1, BLOCK // (width * value))
-        asked = [head for head in writers if head.address in named], readers
-        asking = (
-            [head for head in writers if head.address not in named],
-            tuple(head for head in readers if head.address in named),
-        )
-        for group, others in (asked, asking):
-            for at in range(0, len(group) if others else 0, some):
-                yield tuple(group[at : at + some]), others
+        others = sorted(set(range(len(layers[early]))) - set(inside[early]))
+        for writers, readers in ((inside[early], range(len(layers[late]))), (others, inside[late])):
+            runs = _runs(writers, _at_once(layers[early])), _runs(readers, len(layers[late]))
+            yield from ((early, some, late, seen) for some, seen in itertools.product(*runs))
+
+
+def _runs(indices: Sequence[int], most: int) -> Iterator[range]:
+    """Heads that lie side by side, so that they are read at once; at most so many."""
+    start = 0
+    for i in range(1, len(indices) + 1):
+        if i == len(indices) or indices[i] != indices[i - 1] + 1 or i - start == most:
+            yield range(indices[start], indices[i - 1] + 1)
+            start = i
+
+
+def _at_once(heads: Sequence[Head]) -> int:
+    """How many heads have rows that are one block together."""
+    return max(1, BLOCK // max(1, *(part.size for part in heads[0].parts.values())))
+
+
+def _rows(layer: Layer, part: str, heads: range) -> Array:  # [different ones, head, d]
+    """The rows of heads that lie side by side; those that they share only once."""
+    first, last = (layer.heads[i].parts[part] for i in (heads[0], heads[-1]))
+    region = tuple(slice(a.start, b.stop, 1) for a, b in zip(first.region, last.region, strict=True))
+    rows = layer.heads[0].rows(part, Selection(first.weight, region))
+    return rows.reshape(-1, layer.triangles[part].shape[-1], rows.shape[1])
 
 
 def _compositions(pair: Pair) -> list[Composition]:
     """The scores of some heads of one layer with some of a later one; none with a head that is all zeros or has NaN.
 
-    A product through the matrices of low rank needs only the triangles of their QR: ‖AᵀB‖ = ‖R B‖ with A = (QR)ᵀ.
+    Matrices of low rank are held as what they read and write: ‖A W_O W_V‖ = ‖A W_O Rᵀ‖, with the R of W_Vᵀ = Q R, and
+    A = Cᵀ B is as long as R B. So no product has more than head numbers on two of its three sides.
     """
-    writers, readers = pair
-    with np.errstate(all="ignore"):
-        written = np.concatenate([head.writer().T @ _triangle(head.reader("v")).T for head in writers], axis=1)
-        norms = _norms(written, len(writers))  # of each W_OV
-        found = []
-        for reader in readers:
-            for kind, rows in _reads(reader):
-                scores = _norms(rows @ written, len(writers)) / (norms * np.linalg.norm(rows))
-                pairs = zip(writers, scores, strict=True)
-                found += [Composition(kind, w.address, reader.address, float(s)) for w, s in pairs if np.isfinite(s)]
+    early, writers, late, readers = pair
+    found: list[Composition] = []
+    with one_blas_thread(), np.errstate(all="ignore"):
+        triangles = np.stack([early.triangle("v", i) for i in writers])
+        written = (triangles @ _rows(early, "o", writers)).reshape(-1, early.heads[0].parts["o"].shape[0]).T
+        norms = np.array([early.norm("o", "v", i) for i in writers])
+        for some in _runs(readers, _at_once(late.heads)):
+            for kind, (part, meets) in READS.items():
+                rows = _rows(late, part, some)
+                seen = (rows.reshape(-1, rows.shape[-1]) @ written).reshape(*rows.shape[:2], -1)
+                for i in some:
+                    met = late.triangle(meets, i) @ seen[late.slot(part, i) - late.slot(part, some[0])]
+                    scores = _norms(met, len(writers)) / (norms * late.norm(meets, part, i))
+                    pairs = zip(writers, scores.tolist(), strict=True)
+                    reader = late.heads[i].address
+                    found += [
+                        Composition(kind, early.heads[w].address, reader, s) for w, s in pairs if math.isfinite(s)
+                    ]
     return found
-
-
-def _reads(head: Head) -> Iterator[tuple[str, Array]]:
-    """Rows through which a head reads the stream, as long as what they read counts. [head, d] each"""
-    q, k = head.reader("q"), head.reader("k")
-    yield "Q", _triangle(k) @ q
-    yield "K", _triangle(q) @ k
-    yield "V", _triangle(head.writer()) @ head.reader("v")
-
-
-def _triangle(rows: Array) -> Array:  # [head, d] -> [min(head, d), head]
-    """The R of rowsᵀ = Q R: ‖rowsᵀ x‖ = ‖R x‖ for every x."""
-    return np.asarray(np.linalg.qr(rows.T, mode="r"))
 
 
 def _norms(columns: Array, count: int) -> Array:  # [n, count · w] -> [count]

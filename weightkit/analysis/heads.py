@@ -80,11 +80,16 @@ class Head:
 
     def reader(self, part: str) -> Array:
         """Rows of q, k or v with the norm before them folded in, float64. [head, d]"""
-        return self.before.fold(self.parts[part].array(np.float64))
+        return self.rows(part, self.parts[part])
 
     def writer(self) -> Array:
         """Columns of o as rows, with the norm after them applied, float64. [head, d]"""
-        return self.after.apply(self.parts["o"].array(np.float64).T)
+        return self.rows("o", self.parts["o"])
+
+    def rows(self, part: str, selection: Selection) -> Array:
+        """The rows of q, k or v, or columns of o, of this head and of others beside it, likewise. [n, d]"""
+        array = selection.array(np.float64)
+        return self.after.apply(array.T) if part == "o" else self.before.fold(array)
 
 
 def heads(registry: Registry) -> Iterator[Head]:
