@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ import pytest
 import weightkit as wk
 from tests.by_hand import tokenizer
 from tests.tiny import CONFIGS, weights, write
+from weightkit.analysis.frames import Rows
 from weightkit.errors import AddressError
 
 NAMES = """
@@ -167,3 +171,19 @@ def test_one_error_class_for_all(model: wk.Model, tmp_path: Path) -> None:
     ):
         with pytest.raises(wk.WeightkitError):
             call()
+
+
+def test_every_table_of_the_analysis_is_a_frame(tmp_path: Path) -> None:
+    model = wk.open(write(tmp_path / "m"))
+    composed = model.circuits("layers.0.attn[head=1]", 5)
+    tables: list[Rows[Any]] = [model.statistics("layers.0"), model.outliers(), composed]
+    for rows in tables:
+        frame = rows.frame()
+        assert len(frame) == len(rows)
+        assert list(frame) == [field.name for field in dataclasses.fields(rows.kind)]
+        assert pickle.loads(pickle.dumps(rows)) == rows
+    assert composed.frame().score.tolist() == [row.score for row in composed]
+    reading = model.vocabulary("embed[token=3]", 2)
+    assert reading.frame().id.tolist() == [s.id for s in reading.highest + reading.lowest]
+    assert list(reading.frame()) == ["end", "token", "id", "cosine"]
+    assert "address" in model.spectrum("layers.0.attn.q").frame()

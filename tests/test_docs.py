@@ -17,6 +17,7 @@ from tests import make_docs, tiny
 from tests.by_hand import tokenizer
 from tests.conftest import ROOT, Cli
 from tests.test_generate import masked
+from weightkit.analysing import Look
 from weightkit.analysis.circuits import Composition
 from weightkit.analysis.finding import KINDS
 from weightkit.analysis.marchenko_pastur import MarchenkoPastur
@@ -24,7 +25,6 @@ from weightkit.analysis.power_law import PowerLaw
 from weightkit.analysis.spectrum import Shuffled, Spectrum
 from weightkit.analysis.statistics import Statistics
 from weightkit.cli.app import VERBS, application
-from weightkit.model import Look
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page: page.read_text("utf-8") for page in PAGES}

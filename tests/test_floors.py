@@ -40,6 +40,7 @@ FLOORS = {
     "surgery": 4,
     "engine": 4,
     "effect": 5,
+    "analysing": 5,
     "running": 5,
     "tracing": 5,
     "model": 5,

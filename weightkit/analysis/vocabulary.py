@@ -25,6 +25,8 @@ from weightkit.weight import Selection, Weight
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    import pandas as pd
+
 Scores = Callable[[slice], Array]  # of the tokens of a span, [n] or [n, k]
 
 
@@ -46,6 +48,20 @@ class Reading:
     measure: str
     highest: list[Scored]  # first the highest
     lowest: list[Scored]  # first the lowest
+
+    def frame(self) -> pd.DataFrame:
+        """One row per token: the highest, then the lowest."""
+        import pandas as pd
+
+        names, values = self.rows()
+        return pd.DataFrame(values, columns=names)
+
+    def rows(self) -> tuple[list[str], list[tuple[str, str, int, float]]]:
+        """The same as columns and rows."""
+        ends = {"highest": self.highest, "lowest": self.lowest}
+        return ["end", "token", "id", self.measure], [
+            (end, s.token, s.id, s.score) for end, scored in ends.items() for s in scored
+        ]
 
 
 def read(

@@ -65,7 +65,7 @@ def stats(
         raise UsageError(f"--by {by}: one of role, layer, head, expert")
     opened = open_model(model)
     with progress("reading", "bytes") as report:
-        found = opened.statistics(address, by=by, cache=not no_cache, progress=report)
+        found: list[Statistics] = opened.statistics(address, by=by, cache=not no_cache, progress=report)
     found = [row for row in found if all(_is_true(row, *test) for test in tests)]
     if sort is not None:
         found.sort(key=lambda row: -_number(row, sort))

@@ -52,10 +52,7 @@ def vocabulary(
     opened = open_model(model)
     with progress("reading block") as report:
         found = opened.vocabulary(address, top, token=_token(token), progress=report)
-    values = [("highest", s.token, s.id, s.score) for s in found.highest]
-    values += [("lowest", s.token, s.id, s.score) for s in found.lowest]
-    named = (("end", "token", "id", found.measure), values)
-    write_parquet(parquet, named)
+    write_parquet(parquet, found.rows())
     if json:
         emit("vocabulary", **plain(found))
         return
@@ -65,7 +62,7 @@ def vocabulary(
     ]
     both = zip_longest(found.highest, found.lowest)
     cells = [(*_cells(high), *_cells(low)) for high, low in both]
-    rows(columns, cells, csv=csv, markdown_=markdown, values=named)
+    rows(columns, cells, csv=csv, markdown_=markdown, values=found.rows())
     if not (csv or markdown):
         say("", [(_MEANS[found.kind], "dim")])
 
