@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,19 @@ import pytest
 
 import weightkit as wk
 from tests import make_golden as golden
-from tests.by_hand import shrink_blocks, tokenizer, write_file
+from tests.by_hand import Array, shrink_blocks, tokenizer, write_file
 from tests.conftest import Cli
 from tests.tiny import CONFIGS, FAMILIES, Tensors, weights, write
 from tests.variants import VARIANTS
 from weightkit.analysis.finding import Finding
+from weightkit.tensor import Region
+from weightkit.weight import Selection
 
 LAYER = "model.layers.1."
 DOWN = LAYER + "mlp.down_proj.weight"
 GATE = LAYER + "mlp.gate_proj.weight"
 Q, O = LAYER + "self_attn.q_proj.weight", LAYER + "self_attn.o_proj.weight"
+WIDE = {"intermediate_size": 120}  # enough numbers to know how they are distributed
 RANDOM = np.random.default_rng(1)
 
 
@@ -72,6 +75,12 @@ def heads(t: Tensors) -> None:
     t[O.replace(".1.", ".2.")][:, 24:36] = t[O][:, :12]
 
 
+def key_heads(t: Tensors) -> None:
+    for part in "kv":
+        name = LAYER + f"self_attn.{part}_proj.weight"
+        t[name.replace(".1.", ".2.")][12:24] = t[name][:12]
+
+
 def neuron(t: Tensors) -> None:
     t[GATE][17] = 0
 
@@ -114,6 +123,7 @@ PLANTS = [
     (constant, "constant", "layers.1.attn.o", 0.0),
     (layers, "duplicate layers", "layers.1 = layers.2", None),
     (heads, "duplicate heads", "layers.1.attn[head=0] = layers.2.attn[head=2]", 1.0),
+    (key_heads, "duplicate key heads", "layers.1.attn[kv_head=0] = layers.2.attn[kv_head=1]", 1.0),
     (neuron, "dead neuron", "layers.1.ffn[neuron=17]", 0.0),
     (row, "dead row", "layers.1.attn.q[17, :]", None),
     (column, "dead column", "layers.1.attn.q[:, 21]", 0.0),
@@ -128,7 +138,7 @@ PLANTS = [
 def test_what_is_planted_is_found_first(
     tmp_path: Path, plant: Callable[[Tensors], None], kind: str, address: str, value: float | None
 ) -> None:
-    found = planted(tmp_path / "m", plant).outliers()
+    found = planted(tmp_path / "m", plant, **WIDE).outliers()
     first = found[0]
     assert (first.kind, first.address) == (kind, address)
     assert value is None or first.value == pytest.approx(value, nan_ok=True)
@@ -156,10 +166,12 @@ def test_a_model_that_was_not_trained_is_found_out() -> None:
 
 
 def test_the_law_of_the_config_is_looked_for(tmp_path: Path) -> None:
-    (only,) = planted(tmp_path / "m", normal, initializer_range=0.02).outliers("layers.1.ffn.gate")
+    (only,) = planted(tmp_path / "m", normal, initializer_range=0.02, **WIDE).outliers("layers.1.ffn.gate")
     assert only.kind == "initial"
     assert only.value == pytest.approx(0.02, rel=0.05)
-    assert planted(tmp_path / "n", normal).outliers("layers.1.ffn.gate") == []
+    assert planted(tmp_path / "n", normal, **WIDE).outliers("layers.1.ffn.gate") == []
+    small = planted(tmp_path / "s", normal, initializer_range=0.02)
+    assert small.outliers("layers.1.ffn.gate") == []  # by so few numbers it cannot be told
     assert wk.open(write(tmp_path / "o", initializer_range="wide")).outliers() == []
 
 
@@ -250,7 +262,8 @@ def test_huge_and_tiny_numbers(tmp_path: Path, size: float) -> None:
 
 def test_blocks_and_executors_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def plant(t: Tensors) -> None:
-        for thing in (super_weight, massive_row, heads, neuron, clipped, token):
+        t[GATE.replace("gate", "up")][5, 7] = -12.0
+        for thing in (massive_row, heads, neuron, clipped, token):
             thing(t)
 
     model = planted(tmp_path / "m", plant)
@@ -289,3 +302,71 @@ def test_a_token_of_zeros_is_told_once(tmp_path: Path) -> None:
         t["lm_head.weight"][33] = 0
 
     assert [(f.kind, f.strength) for f in planted(tmp_path / "m", plant).outliers()] == [("untrained token", 100.0)]
+
+
+def test_a_head_with_keys_of_its_own_is_told_once(tmp_path: Path) -> None:
+    config = {"num_key_value_heads": 4}
+
+    def plant(t: Tensors) -> None:
+        for part in "qkv":
+            name = f"model.layers.{{}}.self_attn.{part}_proj.weight"
+            t[name.format(2)][24:36] = t[name.format(1)][:12]
+        t[O.replace(".1.", ".2.")][:, 24:36] = t[O][:, :12]
+
+    found = planted(tmp_path / "m", plant, **config).outliers()
+    assert [(f.kind, f.address) for f in found] == [
+        ("duplicate heads", "layers.1.attn[head=0] = layers.2.attn[head=2]")
+    ]
+
+
+def test_many_copies_are_counted(tmp_path: Path) -> None:
+    """Keys and values of one head for all, as before they are made fewer."""
+
+    def plant(t: Tensors) -> None:
+        for part in "kv":
+            for name in [name for name in t if f"{part}_proj" in name]:
+                t[name][:] = np.tile(t[LAYER + f"self_attn.{part}_proj.weight"][:12], (4, 1))
+
+    found = planted(tmp_path / "m", plant, num_key_value_heads=4).outliers()
+    assert [f.kind for f in found] == ["duplicate key heads"] * 10
+    assert "one of 66 such pairs" in found[0].why
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+def test_what_was_read_before_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """By outliers, and what stats has counted too: to the same findings, and without reading the weights again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("weightkit.analysis.remembered.LEAST", 1)
+    tensors = weights(CONFIGS["llama"])
+    nan(tensors)
+    massive_row(tensors)
+    model = wk.open(write(tmp_path / "m", tensors=tensors, dtype=dtype))
+    want = model.outliers()
+    read = Selection.blocks
+    seen: list[Selection] = []
+
+    def watched(self: Selection) -> Iterator[tuple[Region, Array]]:
+        seen.append(self)
+        return read(self)
+
+    monkeypatch.setattr(Selection, "blocks", watched)
+    assert repr(model.outliers(cache=True)) == repr(want)
+    matrices = [w for w in model.registry.unique() if len(w.shape) == 2]
+    assert len([s for s in seen if len(s.shape) == 2]) == len(matrices)  # each in one pass
+    seen.clear()
+    assert repr(model.outliers(cache=True)) == repr(want)
+    assert not [s for s in seen if len(s.shape) == 2]
+
+
+def test_progress_goes_through_all_of_the_work(tmp_path: Path) -> None:
+    def plant(t: Tensors) -> None:
+        heads(t)
+        layers(t)
+
+    tensors = weights(CONFIGS["llama"])
+    plant(tensors)
+    model = wk.open(tokenizer(write(tmp_path / "m", tensors=tensors), size=90))
+    told: list[tuple[int, int]] = []
+    model.outliers(progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1] > model.counts().bytes  # pairs and tokens are read once more

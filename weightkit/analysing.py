@@ -157,10 +157,16 @@ class Analysing(Running):
         return Look(row, histogram(selection, row, bins), outliers(selection, row), *norms(selection, row))
 
     def outliers(
-        self, address: str | None = None, *, executor: Executor | None = None, progress: Progress | None = None
+        self,
+        address: str | None = None,
+        *,
+        cache: bool = False,
+        executor: Executor | None = None,
+        progress: Progress | None = None,
     ) -> Rows[Finding]:
         """What is strange in the weights that the address names, the strangest first.
 
+        With `cache` what was read before is remembered in the user's cache folder. `progress` is told bytes.
         Raises AddressError where it names parts of weights.
         """
         from weightkit.analysis.finding import Finding
@@ -171,6 +177,7 @@ class Analysing(Running):
             self.select(address),
             initial_std=self._initial_std(),
             unused=self._unused_ids(),
+            cache=cache,
             executor=executor,
             progress=progress,
         )

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weightkit.analysis.finding import Finding, finding
+from weightkit.analysis.finding import Finding, finding, strongest
 from weightkit.analysis.heads import Head
+from weightkit.analysis.work import Work
 from weightkit.dtypes import Array
-from weightkit.parallel import in_order
 from weightkit.weight import Selection, Weight
 
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
 ALIKE = 0.95
+LEAST = 100  # numbers of a unit: of fewer, chance makes some alike
+MOST = 10  # told of one kind
 SAMPLED_ALIKE = 0.8  # of a few of the numbers: enough to look at all
 SAMPLED = 16  # weights of a layer
 
@@ -39,16 +37,33 @@ class Unit:
         return tuple(part.shape for part in self.parts)
 
 
-def duplicates(weights: Sequence[Weight], heads: Iterable[Head], executor: Executor | None = None) -> list[Finding]:
+def duplicates(weights: Sequence[Weight], heads: Iterable[Head], work: Work) -> list[Finding]:
     """Pairs of layers, and of heads in layers that are not pairs themselves, whose cosine is at least 0.95."""
-    found = list(_alike(_layers(weights), "duplicate layers", set(), executor))
-    known = {tuple(f.address.split(" = ")) for f in found}
-    units = [
-        Unit(h.address, h.attention.rpartition(".")[0], (h.parts["q"], h.parts["o"]))
-        for h in heads
-        if not any(part.weight.tied_to for part in h.parts.values())
-    ]
-    return found + list(_alike(units, "duplicate heads", known, executor))
+    found = list(_alike(_layers(weights), "duplicate layers", set(), work))
+    known = {_pair(f) for f in found}
+    free = [h for h in heads if not any(part.weight.tied_to for part in h.parts.values())]
+    found += _alike([_unit(h.address, h, "qo") for h in free], "duplicate heads", known, work)
+    known |= {_pair(f) for f in found}  # where each head has keys of its own, it is told once
+    return found + list(_alike(_key_heads(free), "duplicate key heads", known, work))
+
+
+def _pair(found: Finding) -> tuple[str, ...]:
+    return tuple(found.address.split(" = "))
+
+
+def _unit(address: str, head: Head, parts: str) -> Unit:
+    return Unit(address, head.attention.rpartition(".")[0], tuple(head.parts[part] for part in parts))
+
+
+def _key_heads(heads: Iterable[Head]) -> list[Unit]:
+    """The K and V that some heads share, or that each has: once."""
+    units: dict[str, Unit] = {}
+    for head in heads:
+        axis = head.parts["k"].index[0]
+        own = head.parts["k"].weight.axes[0].count == head.parts["q"].weight.axes[0].count
+        address = head.address if own else f"{head.attention}[kv_head={axis.at}]"
+        units.setdefault(address, _unit(address, head, "kv"))
+    return list(units.values())
 
 
 def _layers(weights: Sequence[Weight]) -> list[Unit]:
@@ -60,22 +75,25 @@ def _layers(weights: Sequence[Weight]) -> list[Unit]:
     return [Unit(address, address, tuple(parts)) for address, parts in layers.items()]
 
 
-def _alike(
-    units: Sequence[Unit], kind: str, known: set[tuple[str, ...]], executor: Executor | None
-) -> Iterator[Finding]:
+def _alike(units: Sequence[Unit], kind: str, known: set[tuple[str, ...]], work: Work) -> Iterator[Finding]:
     forms: dict[tuple[tuple[int, ...], ...], list[Unit]] = {}
     for unit in units:
-        forms.setdefault(unit.form, []).append(unit)
+        if sum(part.size for part in unit.parts) >= LEAST:
+            forms.setdefault(unit.form, []).append(unit)
+    found = []
     for same in forms.values():
-        samples = np.stack(list(in_order(_sample, same, executor=executor)))
-        pairs = [(same[i], same[j]) for i, j in _candidates(samples) if (same[i].layer, same[j].layer) not in known]
-        cosines = in_order(_cosine, pairs, executor=executor)
-        for (a, b), cosine in zip(pairs, cosines, strict=True):
+        samples = np.stack(list(work.map(_sample, same, [0] * len(same))))
+        pairs = [(same[i], same[j]) for i, j in _candidates(samples)]
+        pairs = [(a, b) for a, b in pairs if not {(a.layer, b.layer), (a.address, b.address)} & known]
+        sizes = [2 * sum(part.dtype.nbytes(part.size) for part in a.parts) for a, _ in pairs]
+        work.known += sum(sizes)
+        for (a, b), cosine in zip(pairs, work.map(_cosine, pairs, sizes), strict=True):
             if cosine >= ALIKE:
                 said = "are the same numbers" if cosine > 1 - 1e-12 else f"have a cosine of {cosine:.4f}"
                 why = f"all their matrices together {said}: one may be a copy of the other"
                 strength = (1 - ALIKE) / (1 - cosine) if cosine < 1 else math.inf
-                yield finding(kind, f"{a.address} = {b.address}", cosine, strength, why)
+                found.append(finding(kind, f"{a.address} = {b.address}", cosine, strength, why))
+    yield from strongest(found, MOST, "pairs")
 
 
 def _sample(unit: Unit) -> Array:  # [n] float32, of length 1

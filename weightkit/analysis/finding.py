@@ -16,6 +16,7 @@ KINDS = (
     "constant",
     "duplicate layers",
     "duplicate heads",
+    "duplicate key heads",
     "dead neuron",
     "dead row",
     "dead column",
@@ -39,7 +40,7 @@ class Finding:
 
 def finding(kind: str, address: str, value: float, strength: float, why: str) -> Finding:
     """A finding whose strength is cut at the strongest."""
-    return Finding(kind, address, value, min(STRONGEST, strength), why)
+    return Finding(kind, address, float(value), float(min(STRONGEST, strength)), why)
 
 
 def strongest(found: Iterable[Finding], most: int, noun: str) -> list[Finding]:

@@ -14,6 +14,7 @@ from weightkit.cli.output import (
     Json,
     Markdown,
     ModelPath,
+    NoCache,
     Parquet,
     emit,
     open_model,
@@ -37,6 +38,7 @@ def outliers(
     csv: Csv = False,
     markdown: Markdown = False,
     parquet: Parquet = None,
+    no_cache: NoCache = False,
 ) -> None:
     """What is strange in the weights, the strangest first, and why.
 
@@ -44,8 +46,8 @@ def outliers(
     values, NaN, and tensors that training has not moved.
     """
     opened = open_model(model)
-    with progress("reading tensor") as report:
-        found = opened.outliers(address, progress=report)
+    with progress("reading", "bytes") as report:
+        found = opened.outliers(address, cache=not no_cache, progress=report)
     shown = found[:top]
     values = values_of(shown, FIELDS)
     write_parquet(parquet, values)

@@ -67,6 +67,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout an
 Csv = Annotated[bool, typer.Option("--csv", help="The rows as CSV.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="The rows as a Markdown table.")]
 
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Read every number, even of files that were read before.")]
+
 
 class UsageError(WeightkitError):
     """A command was given options that do not go together."""

@@ -15,6 +15,7 @@ from weightkit.cli.output import (
     Json,
     Markdown,
     ModelPath,
+    NoCache,
     Parquet,
     UsageError,
     Values,
@@ -53,9 +54,7 @@ def stats(
     csv: Csv = False,
     markdown: Markdown = False,
     parquet: Parquet = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Read every number, even of files that were read before.")
-    ] = False,
+    no_cache: NoCache = False,
 ) -> None:
     """Statistics of weights: mean, std, extremes, median, zeros, NaN and Inf, over every number."""
     tests = [_condition(text) for text in where or ()]
