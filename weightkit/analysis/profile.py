@@ -70,7 +70,8 @@ def _not_finite(weight: Weight, seen: Scan) -> Iterator[Finding]:
     if nan + inf:
         at = f"[{', '.join(map(str, seen.lines.first_bad))}]" if seen.lines else ""
         where = ", the first is here" if at and nan + inf > 1 else ""
-        why = f"{nan:,} NaN and {inf:,} Inf{where}: whatever is computed with them is lost"
+        counted = " and ".join(f"{count:,} {name}" for count, name in ((nan, "NaN"), (inf, "Inf")) if count)
+        why = f"{counted}{where}: whatever is computed with them is lost"
         yield finding("NaN or Inf", weight.address + at, math.nan, math.inf, why)
 
 
