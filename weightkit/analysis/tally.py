@@ -71,13 +71,17 @@ class Patterns:
 
         if self._tables is None or self._counted + rows.size > MOST_COUNT:
             self._total, self._counted = self.counts(), 0
-            self._tables = np.zeros((counts.TABLES, self._size), np.uint32)
+            self._tables = np.zeros(counts.tables(8 * rows.itemsize), np.uint32)
         counts.patterns(8 * rows.itemsize)(*_place(rows), self._tables.ctypes.data)
         self._counted += rows.size
 
     def counts(self) -> Array:
         """The counts, int64 [256] or [65536]."""
-        return self._total if self._tables is None else self._total + self._tables.sum(axis=0, dtype=np.int64)
+        return (
+            self._total
+            if self._tables is None
+            else self._total + self._tables[:, : self._size].sum(axis=0, dtype=np.int64)
+        )
 
 
 def _place(rows: Array) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from weightkit.compiled import _compile
 
-TABLES = 4  # of 32-bit counts, one after another
+PAD = 80  # counts between tables: a processor takes places that are alike in their last 12 bits for one place
 RECORDS = 512  # of float32, by sign and exponent; a record is 8 integers: Σm, 0, and Σm², Σm³, Σm⁴ of 128 bits each
 EXTREMES = 4  # integers: zeros, infinities, the lowest and the highest finite number as ordered keys
 
@@ -59,10 +59,10 @@ end:
 """
 
 
-def _count(index: str, table: int, size: int, name: str) -> list[str]:
-    """Add one to a place of one of the tables."""
+def _count(index: str, first: int, name: str) -> list[str]:
+    """Add one to a place of the table that starts with count `first`."""
     return [
-        f"%{name}.place = add i64 {index}, {table * size}",
+        f"%{name}.place = add i64 {index}, {first}",
         f"%{name}.at = getelementptr i32, ptr %tables, i64 %{name}.place",
         f"%{name}.old = load i32, ptr %{name}.at, align 4",
         f"%{name}.new = add i32 %{name}.old, 1",
@@ -70,24 +70,37 @@ def _count(index: str, table: int, size: int, name: str) -> list[str]:
     ]
 
 
+def tables(bits: int) -> tuple[int, int]:
+    """The shape of the tables of 32-bit counts: how many, and from one to the next.
+
+    Two of 16 bits leave room in the fastest cache for what is counted.
+    """
+    return (2 if bits == 16 else 4), (1 << bits) + PAD
+
+
 def _patterns(bits: int) -> str:
-    """Counts of elements of 8 or 16 bits, eight bytes at a time."""
-    each, size = 64 // bits, 1 << bits
-    many = [
-        f"%p = getelementptr i{bits}, ptr %at, i64 %i",
-        "%word = load i64, ptr %p, align 1",
-    ]
-    for k in range(each):
-        many += [f"%s{k} = lshr i64 %word, {k * bits}", f"%v{k} = and i64 %s{k}, {size - 1}"]
-        many += _count(f"%v{k}", k % TABLES, size, f"c{k}")
+    """Counts of elements of 8 or 16 bits, two times eight bytes at a time."""
+    each = 64 // bits
+    number, step = tables(bits)
+    many = []
+    for i in range(2 * each):
+        word, k = divmod(i, each)
+        if not k:
+            many += [
+                f"%i{word} = add i64 %i, {i}",
+                f"%p{word} = getelementptr i{bits}, ptr %at, i64 %i{word}",
+                f"%word{word} = load i64, ptr %p{word}, align 1",
+            ]
+        many += [f"%s{i} = lshr i64 %word{word}, {k * bits}", f"%v{i} = and i64 %s{i}, {(1 << bits) - 1}"]
+        many += _count(f"%v{i}", i % number * step, f"c{i}")
     one = [
         f"%q = getelementptr i{bits}, ptr %at, i64 %j",
         f"%x = load i{bits}, ptr %q, align 1",
         f"%y = zext i{bits} %x to i64",
-        *_count("%y", 0, size, "c"),
+        *_count("%y", 0, "c"),
     ]
     return _ROWS.format(
-        name="patterns", tables="ptr %tables", start="", each=each, last="%many",
+        name="patterns", tables="ptr %tables", start="", each=2 * each, last="%many",
         many="\n  ".join(many), one="\n  ".join(one), finish="",
     )  # fmt: skip
 
@@ -168,7 +181,7 @@ def _add(value: str, kind: str, offset: int) -> str:
 def _singles() -> str:
     """Counts of the upper halves of float32, sums of powers by sign and exponent, and extremes."""
     adds = [_add("%m", "i64", 0), *(_add(f"%m{k}.wide", "i128", 2 * k - 2) for k in (2, 3, 4))]
-    many = _SINGLE.format(count="\n  ".join(_count("%bin", 0, 0, "c")), sums=_SUMS + "".join(adds))
+    many = _SINGLE.format(count="\n  ".join(_count("%bin", 0, "c")), sums=_SUMS + "".join(adds))
     start = "\n  ".join(
         f"%{name} = getelementptr i64, ptr %extremes, i64 {i}"
         for i, name in enumerate(("infinities", "low", "high"), 1)
@@ -203,7 +216,7 @@ next:"""
 
 
 def _lower_halves() -> str:
-    many = _LOWER.format(count="\n  ".join(_count("%here", 0, 0, "c")))
+    many = _LOWER.format(count="\n  ".join(_count("%here", 0, "c")))
     return _ROWS.format(
         name="lower", tables="ptr %tables, ptr %slots", start="", each=1, last="%next", many=many, one="", finish="",
     )  # fmt: skip
@@ -211,7 +224,7 @@ def _lower_halves() -> str:
 
 @functools.cache
 def patterns(bits: int) -> Count:
-    """Counts of bit patterns: (data, rows, n, step, tables), tables being uint32 [TABLES, 2^bits]."""
+    """Counts of bit patterns: (data, rows, n, step, tables), tables being uint32, see `tables`."""
     return _function(_patterns(bits), "patterns", 1)
 
 
