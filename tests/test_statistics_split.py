@@ -22,9 +22,9 @@ import weightkit as wk
 from tests.by_hand import NUMPY, Array, shrink_blocks, write_file, write_holes
 from tests.exactly import opened, random, row, same
 from tests.tiny import CONFIGS, weights, write
-from weightkit.analysis import reading
+from weightkit.analysis import reading, statistics
 from weightkit.analysis.statistics import Statistics
-from weightkit.analysis.summary import ExactMoments, Summary
+from weightkit.analysis.summary import ExactMoments, Sum, Summary
 from weightkit.dtypes import DTYPES
 from weightkit.errors import FormatError
 
@@ -60,6 +60,29 @@ def test_summaries_of_different_types_add_up(x: Array, y: Array, z: Array) -> No
     if values.size:
         exact = sum(map(Fraction, values.tolist())) / values.size  # rounded once
         assert ExactMoments.of(together[0]).mean == float(exact)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_a_sum_of_many_is_their_sum(dtype: str) -> None:
+    kind = DTYPES[dtype]
+    x = random(dtype, 9000).view(kind.stored)
+    parts = [x[i : i + 1 + i % 90] for i in range(0, len(x), 90)]
+    total = Sum(Summary())
+    for part in parts:
+        total.add(Summary.of(kind, [part]))
+    want = Summary.of(kind, [np.concatenate(parts)]).to_bytes()
+    assert total.total().to_bytes() == total.total().to_bytes() == want
+
+
+def test_small_tensors_are_handed_out_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_file(tmp_path / "x.safetensors", {f"t{i}": random("F32", 5 + i) for i in range(70)})
+    bundles: list[int] = []
+    each = statistics._each
+    monkeypatch.setattr(statistics, "_each", lambda f, bundle: bundles.append(len(bundle)) or each(f, bundle))  # type: ignore[func-returns-value]
+    found, told = wk.open(path).statistics(progress=lambda *told: bundles.append(told[0] // told[1])), bundles.copy()
+    monkeypatch.setattr(statistics, "MOST_IN_BUNDLE", 1)
+    assert found == wk.open(path).statistics()
+    assert sorted(told) == [0, 0, 0, 0, 1, 1, 6, 6, 32, 32, 32, 32]
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -63,7 +64,10 @@ def test_patterns(loops: str, kind: str, cut: str) -> None:
     found.add(stored)
     found.add(stored[:1] if stored.ndim else stored)
     both = [stored.ravel(), (stored[:1] if stored.ndim else stored).ravel()]
+    want = np.unique(np.concatenate(both), return_counts=True)
+    assert all(np.array_equal(*pair) for pair in zip(found.found(), want, strict=True))
     assert np.array_equal(found.counts(), np.bincount(np.concatenate(both), minlength=1 << 8 * stored.itemsize))
+    assert all(np.array_equal(*pair) for pair in zip(found.found(), want, strict=True))
 
 
 def test_many_patterns_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +111,20 @@ def test_lower_halves(loops: str, cut: str) -> None:
 def test_power_sums(values: list[float]) -> None:
     array = np.array(values)
     assert tally.power_sums(array) == powers(array)
-    times = np.arange(1, len(values) + 1)
-    assert tally.power_sums(array, times) == powers(np.repeat(array, times))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2])
+def test_powers_of_a_table(kind: type) -> None:
+    array: Array = np.arange(1 << 8 * np.dtype(kind).itemsize).astype(f"u{np.dtype(kind).itemsize}").view(kind)
+    numbers = array.astype(np.float32)
+    keys = np.unique(tally.key(numbers[np.isfinite(numbers)]))
+    counts = np.random.default_rng(0).integers(1, 1 << 62, len(keys))
+    counts[::2] = 1
+    want = [0, 0, 0, 0]
+    for x, count in zip(map(Fraction, tally.unkey(keys).tolist()), counts.tolist(), strict=True):
+        want = [n + count * int(x ** (k + 1) * 2 ** (tally.UNIT * (k + 1))) for k, n in enumerate(want)]
+    assert tally.table_powers(keys, counts) == tuple(want)
+    assert tally.table_powers(keys[:0], counts[:0]) == tally.NO_POWERS
 
 
 def test_power_sums_of_many() -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from weightkit.analysis import reading, tally
 from weightkit.analysis.remembered import remembered
-from weightkit.analysis.summary import ExactMoments, Summary, Table
+from weightkit.analysis.summary import ExactMoments, Sum, Summary, Table
 from weightkit.dtypes import Array
 from weightkit.parallel import Progress, in_order
 from weightkit.weight import Selection
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+
+
+BUNDLE, MOST_IN_BUNDLE = 1 << 20, 32  # bytes, and parts, that are handed out at once
 
 
 @dataclass(frozen=True)
@@ -90,15 +94,16 @@ def table(
     """
     parts = ((i, part) for i, group in enumerate(groups) for s in group.selections for part in reading.parts(s))
     tasks = [_Task(i, part, cache) for i, part in parts]
-    totals = [Summary() for _ in groups]
+    sums = [Sum(Summary()) for _ in groups]
     for task, summary in _done(_first, tasks, executor, progress):
-        totals[task.group] += summary
+        sums[task.group].add(summary)
+    totals = [one.total() for one in sums]
     uppers = [_uppers(total) for total in totals]
     again = [replace(t, uppers=uppers[t.group]) for t in tasks if uppers[t.group] and not t.part.dtype.patterns]
-    known = [total.values for total in totals]
+    known = [Sum(total.values) for total in totals]
     for task, counts in _done(_second, again, executor, progress):
-        known[task.group] += counts
-    return [_row(*of_group) for of_group in zip(groups, totals, known, strict=True)]
+        known[task.group].add(counts)
+    return [_row(g, total, tables.total()) for g, total, tables in zip(groups, totals, known, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -135,11 +140,30 @@ def _done(
 ) -> Iterator[tuple[_Task, Result]]:
     """Tasks with their results; `progress` is told how many bytes of all are done."""
     done, total = 0, sum(_bytes(task.part) for task in tasks)
-    for task, result in zip(tasks, in_order(function, tasks, executor=executor), strict=True):
-        yield task, result
-        done += _bytes(task.part)
+    bundles = list(_bundles(tasks))
+    for bundle, results in zip(bundles, in_order(partial(_each, function), bundles, executor=executor), strict=True):
+        yield from zip(bundle, results, strict=True)
+        done += sum(_bytes(task.part) for task in bundle)
         if progress is not None:
             progress(done, total)
+
+
+def _each(function: Callable[[_Task], Result], bundle: list[_Task]) -> list[Result]:
+    return [function(task) for task in bundle]
+
+
+def _bundles(tasks: list[_Task]) -> Iterator[list[_Task]]:
+    """Tasks that follow each other, so many that handing them out costs little."""
+    bundle: list[_Task] = []
+    size = 0
+    for task in tasks:
+        bundle.append(task)
+        size += _bytes(task.part)
+        if len(bundle) == MOST_IN_BUNDLE or size >= BUNDLE:
+            yield bundle
+            bundle, size = [], 0
+    if bundle:
+        yield bundle
 
 
 def _bytes(part: Selection) -> int:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from weightkit.analysis import tally
 from weightkit.analysis.tally import NO_POWERS, Powers
 from weightkit.dtypes import DTYPES, Array, DType
-
-_FEW = 1 << 34  # numbers whose powers can be summed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +29,22 @@ class Table:
         found = np.flatnonzero(counts)
         return cls((found + first).astype(np.uint32), counts[found].astype(np.int64))
 
+    @classmethod
+    def together(cls, tables: Sequence[Table]) -> Table:
+        """The table of what is in some tables."""
+        some = [table for table in tables if table.keys.size]
+        if len(some) < 2:
+            return some[0] if some else cls()
+        if all(np.array_equal(some[0].keys, table.keys) for table in some[1:]):
+            return cls(some[0].keys, np.sum([table.counts for table in some], axis=0))
+        keys = np.concatenate([table.keys for table in some])
+        order = np.argsort(keys, kind="stable")  # which joins runs that are in order
+        keys = keys[order]
+        first = np.flatnonzero(np.diff(keys, prepend=~keys[0]))
+        return cls(keys[first], np.add.reduceat(np.concatenate([table.counts for table in some])[order], first))
+
     def __add__(self, other: Table) -> Table:
-        if not self.keys.size or not other.keys.size:
-            return self if self.keys.size else other
-        keys, places = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
-        counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, places, np.concatenate([self.counts, other.counts]))
-        return Table(keys, counts)
+        return Table.together([self, other])
 
     def halves(self) -> Table:
         """The table of the upper halves of the keys."""
@@ -54,6 +62,11 @@ class Table:
         if rest:
             raise ValueError("no table has so many bytes")
         return cls(np.frombuffer(raw, "<u4", size), np.frombuffer(raw, "<i8", size, 4 * size))
+
+    @property
+    def places(self) -> int:
+        """How many keys occur."""
+        return len(self.keys)
 
     @property
     def total(self) -> int:
@@ -87,7 +100,7 @@ class Summary:
             patterns = tally.Patterns(np.dtype(dtype.stored).itemsize)
             for stored in blocks:
                 patterns.add(stored)
-            return _of_patterns(dtype, patterns.counts())
+            return _of_patterns(dtype, *patterns.found())
         found, single = tally.Singles(), True
         for stored in blocks:
             if stored.dtype == np.float32:
@@ -107,19 +120,29 @@ class Summary:
             single=single,
         )
 
-    def __add__(self, other: Summary) -> Summary:
-        return Summary(
-            self.values + other.values,
-            self.halves + other.halves,
-            tally.add_powers(self.powers, other.powers),
-            self.nan + other.nan,
-            self.inf + other.inf,
-            self.zeros + other.zeros,
-            self.subnormals + other.subnormals,
-            min(self.low, other.low),
-            max(self.high, other.high),
-            self.single and other.single,
+    @classmethod
+    def together(cls, summaries: Sequence[Summary]) -> Summary:
+        """What is known of all numbers of some summaries."""
+        return cls(
+            Table.together([s.values for s in summaries]),
+            Table.together([s.halves for s in summaries]),
+            functools.reduce(tally.add_powers, (s.powers for s in summaries), NO_POWERS),
+            sum(s.nan for s in summaries),
+            sum(s.inf for s in summaries),
+            sum(s.zeros for s in summaries),
+            sum(s.subnormals for s in summaries),
+            min((s.low for s in summaries), default=math.inf),
+            max((s.high for s in summaries), default=-math.inf),
+            all(s.single for s in summaries),
         )
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary.together([self, other])
+
+    @property
+    def places(self) -> int:
+        """How many keys occur in its tables."""
+        return self.values.places + self.halves.places
 
     @property
     def finite(self) -> int:
@@ -141,11 +164,7 @@ class Summary:
 
     def sums(self) -> Powers:
         """Σx, Σx², Σx³, Σx⁴ of all finite numbers, in units of 2^(-power · tally.UNIT)."""
-        numbers = tally.unkey(self.values.keys).astype(np.float64)
-        few = tally.power_sums(numbers, self.values.counts % _FEW)
-        many = tally.power_sums(numbers, self.values.counts // _FEW)
-        few = tally.add_powers(few, (many[0] * _FEW, many[1] * _FEW, many[2] * _FEW, many[3] * _FEW))
-        return tally.add_powers(self.powers, few)
+        return tally.add_powers(self.powers, tally.table_powers(self.values.keys, self.values.counts))
 
     def to_bytes(self) -> bytes:
         """All of it as bytes; equal summaries have equal bytes."""
@@ -170,34 +189,62 @@ class Summary:
 _FACTS = ("nan", "inf", "zeros", "subnormals", "single")
 
 
-def _of_patterns(dtype: DType, counts: Array) -> Summary:
-    """The summary of numbers of a small type from the counts of their bit patterns."""
+Part = TypeVar("Part", Table, Summary)
+
+
+class Sum(Generic[Part]):
+    """The sum of many tables or summaries: adding a small one costs little, however large the sum is."""
+
+    def __init__(self, start: Part) -> None:
+        self._sum: Part = start
+        self._waiting: list[Part] = []
+        self._places = 0  # of what is waiting
+
+    def add(self, part: Part) -> None:
+        """Add one."""
+        self._waiting.append(part)
+        self._places += part.places
+        if len(self._waiting) == _AT_A_TIME or self._places > self._sum.places:
+            self.total()
+
+    def total(self) -> Part:
+        """The sum so far."""
+        if self._waiting:
+            self._waiting.append(self._sum)
+            self._sum = self._sum.together(self._waiting)
+            self._waiting, self._places = [], 0
+        return self._sum
+
+
+_AT_A_TIME = 64
+
+
+def _of_patterns(dtype: DType, patterns: Array, counts: Array) -> Summary:
+    """The summary of numbers of a small type from the bit patterns that occur, and how often each does."""
     known = _known(dtype.name)
-    patterns = counts[: len(known.numbers)]
-    by_key = np.zeros(len(known.keys), np.int64)
-    np.add.at(by_key, known.places, patterns[known.finite])
-    present = np.flatnonzero(by_key)
-    keys, numbers = known.keys[present], tally.unkey(known.keys[present]).astype(np.float64)
+    kinds = known.kinds[patterns]
+    finite = kinds < _INF
+    keys = known.keys[patterns[finite]]
+    order = np.argsort(keys, kind="stable")
+    keys, in_order = keys[order], counts[finite][order]
+    first = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))  # ±0 have one key
+    values = Table(keys[first], np.add.reduceat(in_order, first)) if keys.size else Table()
+    ends = tally.unkey(keys[[0, -1]]) if keys.size else (math.inf, -math.inf)
+    nan, inf, zeros, subnormals = (int(counts[kinds == kind].sum()) for kind in (_NAN, _INF, _ZERO, _SUBNORMAL))
     return Summary(
-        values=Table(keys, by_key[present]),
-        nan=int(patterns[np.isnan(known.numbers)].sum()),
-        inf=int(patterns[np.isinf(known.numbers)].sum()),
-        zeros=int(patterns[known.numbers == 0].sum()),
-        subnormals=int(patterns[known.subnormal].sum()),
-        low=float(numbers.min(initial=math.inf)),
-        high=float(numbers.max(initial=-math.inf)),
+        values=values, nan=nan, inf=inf, zeros=zeros, subnormals=subnormals, low=float(ends[0]), high=float(ends[1])
     )
+
+
+_NORMAL, _ZERO, _SUBNORMAL, _INF, _NAN = range(5)  # kinds of numbers
 
 
 @dataclass(frozen=True)
 class _Known:
     """All bit patterns of a small type."""
 
-    numbers: Array  # float64 [patterns]
-    finite: Array  # bool [patterns]
-    subnormal: Array  # bool [patterns]
-    keys: Array  # of the different finite numbers, rising
-    places: Array  # of each finite pattern among the keys
+    kinds: Array  # uint8 [patterns]
+    keys: Array  # uint32 [patterns], of the finite numbers
 
 
 @functools.cache
@@ -205,10 +252,10 @@ def _known(dtype: str) -> _Known:
     kind = DTYPES[dtype]
     patterns = np.arange(kind.patterns or 0, dtype=np.uint32).astype(f"u{np.dtype(kind.stored).itemsize}")
     numbers = kind.decode(patterns.view(kind.stored), np.float64)
-    finite = np.isfinite(numbers)
-    keys, places = np.unique(tally.key(numbers[finite].astype(np.float32)), return_inverse=True)
-    subnormal = finite & (numbers != 0) & (np.abs(numbers) < _smallest_normal(kind))
-    return _Known(numbers, finite, subnormal, keys, places)
+    kinds = np.full(len(numbers), _NORMAL, np.uint8)
+    kinds[np.abs(numbers) < _smallest_normal(kind)] = _SUBNORMAL
+    kinds[numbers == 0], kinds[np.isinf(numbers)], kinds[np.isnan(numbers)] = _ZERO, _INF, _NAN
+    return _Known(kinds, tally.key(np.where(kinds < _INF, numbers, 0).astype(np.float32)))
 
 
 def _tiny(dtype: DType) -> float:

@@ -18,6 +18,8 @@ UNIT = 1126  # sums of the k-th powers are whole numbers of 2^(-k · UNIT): what
 MOST_COUNT = 1 << 31  # of tables of 32 bits
 COPY = 8 << 20  # bytes that are put together at a time where elements lie apart
 FEW = 1 << 16  # numbers that numpy counts sooner than a compiler is loaded
+SOME = 1 << 12  # numbers that are sorted sooner than a table of all patterns is gone through
+LIMB_OF_TABLE = 22  # bits of a power or a count that are multiplied at a time
 LIMB = 18  # bits of a mantissa that are summed at a time: 2^35 of them have an exact float64 sum
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
@@ -54,34 +56,52 @@ class Patterns:
 
     def __init__(self, itemsize: int) -> None:
         self._size = 1 << 8 * itemsize
-        self._total = np.zeros(self._size, np.int64)
+        self._few: list[Array] = []  # elements that are not counted yet
+        self._waiting = 0  # how many these are
+        self._total: Array | None = None
         self._tables: Array | None = None  # of the compiled loop, 32 bits each
         self._counted = 0  # in these
 
     def add(self, stored: Array) -> None:
-        """Count the elements of an array."""
+        """Count the elements of an array, which may change afterwards."""
         for rows in lines(stored.view(f"u{stored.itemsize}")):
             if _by_compiled(rows):
                 self._add_compiled(rows)
-            else:
-                self._total += np.bincount(rows.ravel(), minlength=self._size)
+                continue
+            self._few.append(rows.flatten())
+            self._waiting += rows.size
+            if self._waiting > FEW:
+                self._total = self.counts()
 
     def _add_compiled(self, rows: Array) -> None:
         from weightkit.compiled import counts
 
         if self._tables is None or self._counted + rows.size > MOST_COUNT:
-            self._total, self._counted = self.counts(), 0
-            self._tables = np.zeros(counts.tables(8 * rows.itemsize), np.uint32)
+            self._total = self.counts()
+            self._tables, self._counted = np.zeros(counts.tables(8 * rows.itemsize), np.uint32), 0
         counts.patterns(8 * rows.itemsize)(*_place(rows), self._tables.ctypes.data)
         self._counted += rows.size
 
     def counts(self) -> Array:
-        """The counts, int64 [256] or [65536]."""
-        return (
-            self._total
-            if self._tables is None
-            else self._total + self._tables[:, : self._size].sum(axis=0, dtype=np.int64)
-        )
+        """The counts so far, int64 [256] or [65536]."""
+        total = np.zeros(self._size, np.int64) if self._total is None else self._total
+        for elements in self._few:
+            total = total + np.bincount(elements, minlength=self._size)
+        self._few, self._waiting = [], 0
+        if self._tables is not None:
+            total = total + self._tables[:, : self._size].sum(axis=0, dtype=np.int64)
+            self._tables = None
+        self._total = total
+        return total
+
+    def found(self) -> tuple[Array, Array]:
+        """The patterns that occur, rising, and how often each does, int64."""
+        if self._total is None and self._tables is None and self._waiting < SOME:
+            none = np.empty(0, np.uint8 if self._size == 256 else np.uint16)
+            return np.unique(np.concatenate([none, *self._few]), return_counts=True)
+        counts = self.counts()
+        present = np.flatnonzero(counts)
+        return present, counts[present]
 
 
 def _place(rows: Array) -> tuple[int, int, int, int]:
@@ -174,16 +194,48 @@ def add_powers(a: Powers, b: Powers) -> Powers:
 
 def _of_records(records: Array) -> Powers:
     """The sums of the compiled loop, by sign and exponent, as whole numbers."""
+    present = np.flatnonzero(records[:, 0])
+    wide = [[int.from_bytes(records[i, 2 * k : 2 * k + 2].tobytes(), "little") for i in present] for k in (1, 2, 3)]
+    return _scaled(present, [records[present, 0].tolist(), *wide], 150)
+
+
+def _scaled(places: Array, sums: list[list[int]], point: int) -> Powers:
+    """The four powers from sums of whole numbers, [power][place], of float32 with these signs and exponents.
+
+    A number is m · 2^(exponent - point), and a place the upper 9 bits of float32.
+    """
     total = [0, 0, 0, 0]
-    for i in np.flatnonzero(records[:, 0]):
-        exponent, negative = max(int(i) & 255, 1), i > 255
-        sums = [
-            int(records[i, 0]),
-            *(int.from_bytes(records[i, 2 * k : 2 * k + 2].tobytes(), "little") for k in (1, 2, 3)),
-        ]
-        for k, value in enumerate(sums):
-            total[k] += (-value if negative and k % 2 == 0 else value) << (k + 1) * (exponent - 150 + UNIT)
+    for i, place in enumerate(places.tolist()):
+        shift, negative = max(place & 255, 1) - point + UNIT, place > 255
+        for k in range(4):
+            total[k] += (-sums[k][i] if negative and k % 2 == 0 else sums[k][i]) << (k + 1) * shift
     return (total[0], total[1], total[2], total[3])
+
+
+def table_powers(keys: Array, counts: Array) -> Powers:
+    """Σ count · x^k for k = 1 to 4, exactly, of float32 by ordered keys, rising.
+
+    The numbers have no more than 16 bits of mantissa, as those of all types of 8 and 16 bits.
+    """
+    if not keys.size:
+        return NO_POWERS
+    bits = unkey(keys).view(np.uint32)
+    place = bits >> np.uint32(23)
+    starts = np.flatnonzero(np.diff(place, prepend=np.uint32(1 << 9)))  # numbers of one sign and exponent follow
+    hidden = ((place & np.uint32(255)) != 0).astype(np.uint32) << np.uint32(23)
+    m = ((bits & np.uint32((1 << 23) - 1) | hidden) >> np.uint32(8)).astype(np.uint64)
+    powers = np.cumprod(np.broadcast_to(m, (4, len(m))), axis=0)
+    sums = np.zeros((4, len(starts)), object)
+    for i, a in enumerate(_cut(powers)):  # so that a sum of 32,768 products is exact in 64 bits
+        for j, b in enumerate(_cut(counts.astype(np.uint64))):
+            sums += np.add.reduceat(a * b, starts, axis=1).astype(object) << LIMB_OF_TABLE * (i + j)
+    return _scaled(place[starts], sums.tolist(), 142)
+
+
+def _cut(values: Array) -> Iterator[Array]:
+    """Numbers of 64 bits in limbs, the lowest first."""
+    for low in range(0, int(values.max()).bit_length(), LIMB_OF_TABLE):
+        yield values >> np.uint64(low) & np.uint64((1 << LIMB_OF_TABLE) - 1)
 
 
 def lower_halves(stored: Array, uppers: Array) -> Array:
@@ -229,18 +281,15 @@ def _lower_compiled(rows: Array, uppers: Array) -> Array:
 # ── any other type: by way of float64 ──────────────────────────────────────────────────────────────────
 
 
-def power_sums(values: Array, times: Array | None = None) -> Powers:
-    """Σx, Σx², Σx³ and Σx⁴ of finite float64 numbers, exactly: limbs of the mantissas, by sign and exponent.
-
-    `times` is how often each number occurs; so many together that float64 still has 2^LIMB of them.
-    """
+def power_sums(values: Array) -> Powers:
+    """Σx, Σx², Σx³ and Σx⁴ of finite float64 numbers, exactly: limbs of the mantissas, by sign and exponent."""
     if not values.size:
         return NO_POWERS
     fraction, exponent = np.frexp(np.abs(values))
     mantissa = (fraction * 2.0**53).astype(np.uint64)
     groups = (exponent.astype(np.int64) - 53 + UNIT) * 2 + (values < 0)
     present = np.flatnonzero(np.bincount(groups))
-    total = functools.partial(_total, times=times, groups=groups, present=present)
+    total = functools.partial(_total, groups=groups, present=present)
     one = _limbs([mantissa])
     two = _product(one, one)
     return (
@@ -270,14 +319,12 @@ def _product(a: list[Array], b: list[Array]) -> list[Array]:
     return _limbs(sums)
 
 
-def _total(limbs: list[Array], power: int, times: Array | None, groups: Array, present: Array) -> int:
+def _total(limbs: list[Array], power: int, groups: Array, present: Array) -> int:
     """The sum of numbers in limbs times 2^(power · exponent), odd powers with their signs."""
     found = [0] * len(present)
     for i, limb in enumerate(limbs):
         if limb.any():
-            sums = np.bincount(groups, limb.astype(np.float64) if times is None else limb * times.astype(np.float64))[
-                present
-            ]
+            sums = np.bincount(groups, limb.astype(np.float64))[present]
             found = [n + (int(more) << LIMB * i) for n, more in zip(found, sums, strict=True)]
     return sum(
         (-n if group & 1 and power % 2 else n) << power * (int(group) >> 1)
