@@ -76,6 +76,29 @@ def test_a_folder_that_cannot_be_written_is_no_error(path: Path, cache: Path, mo
     assert look(path) == wk.open(path).statistics()
 
 
+def test_the_oldest_files_make_room(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = look(path)
+    kept = [file for file in cache.rglob("*") if file.is_file()]
+    monkeypatch.setattr(remembered, "_written", {})
+    monkeypatch.setattr(remembered, "MOST", 3000)
+    folder = kept[0].parent
+    old = [folder / f"old{i}" for i in range(4)]
+    for i, file in enumerate(old):
+        file.write_bytes(bytes(1000))
+        os.utime(file, (i, i))
+    remembered._make_room(cache / "weightkit", 1)
+    left = {file for file in cache.rglob("*") if file.is_file()}
+    size = sum(file.stat().st_size for file in left)
+    assert size <= 3000
+    assert old[0] not in left
+    assert look(path) == want
+    monkeypatch.setattr(remembered, "MOST", 0)
+    for file in left:
+        file.unlink()
+    assert look(path) == want  # nothing is kept, which is no error
+    assert not [file for file in cache.rglob("*") if file.is_file()]
+
+
 def test_a_full_disk_is_no_error(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import mmap
+import os
 import re
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from fractions import Fraction
@@ -192,3 +193,15 @@ def test_a_file_that_vanishes_or_shrinks_is_one_clear_error(tmp_path: Path) -> N
     path.unlink()
     with pytest.raises(OSError, match="No such file"):
         model.statistics(cache=True)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "CHUNK", 1 << 16)
+    path = write_file(tmp_path / "x.safetensors", {"x": random("BF16", 1 << 17)})
+    pieces = reading.stored(wk.open(path).select()[0])
+    next(pieces)
+    os.truncate(path, 1 << 17)
+    with pytest.raises(FormatError, match=r"x\.safetensors: the file became shorter"):
+        next(pieces)  # whose pages are gone

@@ -106,10 +106,7 @@ class Tensor:
             return np.empty(self.shape, self.dtype.stored)
         if files.is_elsewhere(self.path):
             return self.read(0, self.size).reshape(self.shape)
-        status = os.stat(self.path)
-        if status.st_size < self.offset + self.nbytes:
-            raise FormatError(f"{self.path}: the file became shorter after it was opened")
-        file = _map(self.path, status.st_mtime_ns)
+        file = _map(self.path, _status(self).st_mtime_ns)
         raw = file[self.offset : self.offset + self.nbytes]
         if self.dtype.packed or self.big_endian:
             return self._native(self.dtype.unpack(raw)).reshape(self.shape)
@@ -225,17 +222,29 @@ def rows_on_map(source: Source) -> Array | None:
 def give_back(source: Source, stored: Array) -> None:
     """Let the memory map forget what was read of `stored`, a part of it: the pages come back if they are touched.
 
-    So what is resident of a large file stays small. Where the system has no such thing, nothing happens.
+    So what is resident of a large file stays small. Where the system has no such thing, nothing is forgotten.
+    Raises FormatError where the file became shorter meanwhile: to touch what is gone would end the process.
     """
     inner = source.base if isinstance(source, Strided) else source
-    if not hasattr(mmap, "MADV_DONTNEED") or not stored.size:
+    if not stored.size or not isinstance(inner, Tensor):
         return
-    whole_map = _map(inner.path, os.stat(inner.path).st_mtime_ns)
+    status = _status(inner)
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    whole_map = _map(inner.path, status.st_mtime_ns)
     low, high = np.lib.array_utils.byte_bounds(stored)
     base = whole_map.ctypes.data
     if base <= low and high <= base + whole_map.nbytes:
         start = (low - base) // mmap.PAGESIZE * mmap.PAGESIZE
         whole_map._mmap.madvise(mmap.MADV_DONTNEED, start, high - base - start)  # type: ignore[attr-defined]
+
+
+def _status(tensor: Tensor) -> os.stat_result:
+    """What the system says of a file that still holds a tensor. Raises FormatError where it does not."""
+    status = os.stat(tensor.path)
+    if status.st_size < tensor.offset + tensor.nbytes:
+        raise FormatError(f"{tensor.path}: the file became shorter after it was opened")
+    return status
 
 
 def place_of(source: Source) -> object:

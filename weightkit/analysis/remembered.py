@@ -20,6 +20,7 @@ from weightkit.weight import Selection
 
 LEAST = 1 << 20  # bytes of a selection: fewer are read as fast
 VERSION = 1  # of what is written
+MOST = 1 << 30  # bytes that are kept, the oldest files go first
 
 
 class Kept(Protocol):
@@ -89,8 +90,35 @@ def _write(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(hashlib.sha256(content).digest() + content)
         os.replace(part, path)
+        _make_room(folder(), len(content))
     except OSError:
         try:
             part.unlink(missing_ok=True)
         except OSError:
             return
+
+
+_written: dict[Path, int] = {}  # bytes by folder, since it was last gone through
+_lock = threading.Lock()
+
+
+def _make_room(kept: Path, size: int) -> None:
+    """Delete the oldest files where more than MOST bytes are kept; looked at once in a process, then now and then."""
+    with _lock:
+        _written[kept] = _written.get(kept, MOST) + size
+        if _written[kept] <= MOST // 8:
+            return
+        _written[kept] = 0
+    files = []
+    for entry in kept.glob("??/*"):
+        try:
+            status = entry.stat()
+        except OSError:  # deleted meanwhile
+            continue
+        files.append((status.st_mtime_ns, entry, status.st_size))
+    spare = sum(size for _, _, size in files) - MOST
+    for _, entry, size in sorted(files):
+        if spare <= 0:
+            return
+        entry.unlink(missing_ok=True)
+        spare -= size

@@ -89,7 +89,7 @@ class Patterns:
             total = total + np.bincount(elements, minlength=self._size)
         self._few, self._waiting = [], 0
         if self._tables is not None:
-            total = total + self._tables[:, : self._size].sum(axis=0, dtype=np.int64)
+            total = total + self._tables[:, : self._size].sum(axis=0, dtype=np.uint32)  # MOST_COUNT in all
             self._tables = None
         self._total = total
         return total
