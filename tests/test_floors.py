@@ -23,6 +23,7 @@ FLOORS = {
     "steps": 0,
     "threads": 0,
     "parallel": 0,
+    "cluster": 0,
     "demo": 5,
     "tensor": 1,
     "formats": 1,

@@ -23,6 +23,7 @@ from weightkit.errors import FormatError, SaveError
 from weightkit.formats import npz
 from weightkit.formats.npz import Deflated, open_file, write
 from weightkit.formats.shard import UNPACKED_BYTES, VERIFIED_BYTES
+from weightkit.parallel import MOST_THREADS
 from weightkit.tensor import Strided, Tensor
 
 STORABLE = [name for name in NUMPY if not name.startswith("F8")]
@@ -144,7 +145,7 @@ def test_blocks_are_right_in_any_order_and_place(deflated: tuple[Deflated, Array
         parts = list(executor.map(source.read, starts, [start + 1000 for start in starts]))
     for start, part in zip(starts, parts, strict=True):
         assert np.array_equal(part, array[start : start + 1000])
-    assert len(npz._streams) <= 4
+    assert len(npz._streams) <= MOST_THREADS
 
 
 def test_a_file_that_changes_is_not_read_from_memory(deflated: tuple[Deflated, Array], tmp_path: Path) -> None:

@@ -16,12 +16,19 @@ class FormatError(WeightkitError):
     """A file is missing, truncated, malformed or of a kind that cannot be read."""
 
 
+class MissingError(FormatError):
+    """A file cannot be opened: it is not there, not any more, or not for the process that was to read it."""
+
+
 class PackingError(FormatError):
     """Weights are packed in a way that exists, or may, and that is not unpacked here."""
 
     def __init__(self, where: str, packed_as: str) -> None:
         super().__init__(f"{where}: packed as {packed_as}, which is not unpacked")
-        self.packed_as = packed_as
+        self.where, self.packed_as = where, packed_as
+
+    def __reduce__(self) -> tuple[type[PackingError], tuple[str, str]]:
+        return PackingError, (self.where, self.packed_as)  # so that it comes back from other processes
 
 
 class ConfigError(WeightkitError):
@@ -48,6 +55,10 @@ class SaveError(WeightkitError):
 
 class EngineError(WeightkitError):
     """The model cannot be run as asked (ids, tokenizer, a missing head, an unknown family)."""
+
+
+class ClusterError(WeightkitError):
+    """Work cannot be handed to other processes, or they are gone."""
 
 
 def printable(text: str) -> str:

@@ -12,13 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from weightkit.errors import FormatError
+from weightkit.errors import FormatError, MissingError
 
 BUFFER = 256 << 10  # bytes of one request for a header
 
 Fetch = Callable[[int, int], bytes]  # (first byte, byte after the last) → the bytes between
 
+Opener = Callable[[str], tuple[int, Fetch]]  # the name of a file in a folder → its size, and how it is fetched
+Abroad = tuple[tuple[Path, Opener], ...]  # folders of stand-ins, and how to read what they stand for
+
 _ELSEWHERE: dict[Path, tuple[int, Fetch]] = {}
+_OPENERS: dict[Path, Opener] = {}  # of folders that were made here
+_LEARNED: dict[Path, Opener] = {}  # of folders that another process made, which need not be there
 
 
 def put_elsewhere(path: Path, size: int, fetch: Fetch) -> None:
@@ -26,21 +31,47 @@ def put_elsewhere(path: Path, size: int, fetch: Fetch) -> None:
     _ELSEWHERE[path] = (size, fetch)
 
 
+def put_folder_elsewhere(folder: Path, opener: Opener) -> None:
+    """Have other processes read the files of a folder that lie elsewhere by an opener, which pickles."""
+    _OPENERS[folder] = opener
+
+
 def forget(folder: Path) -> None:
     """Files below a folder are read from where they are again."""
     for path in [path for path in _ELSEWHERE if path.is_relative_to(folder)]:
         del _ELSEWHERE[path]
+    _OPENERS.pop(folder, None)
+
+
+def abroad() -> Abroad:
+    """What another process has to `learn` so that it can read files that lie elsewhere as this one does."""
+    return tuple(_OPENERS.items())
+
+
+def learn(abroad: Abroad) -> None:
+    """Read files that another process has stand-ins of."""
+    for folder, opener in abroad:
+        if folder not in _LEARNED:
+            forget(folder)  # a child that was forked has connections that are its parent's
+            _LEARNED[folder] = opener
 
 
 def is_elsewhere(path: Path) -> bool:
     """Whether a file is read from elsewhere, so that it cannot be mapped into memory."""
+    if path not in _ELSEWHERE and path.parent in _LEARNED:
+        put_elsewhere(path, *_LEARNED[path.parent](path.name))
     return path in _ELSEWHERE
+
+
+def version(path: Path) -> int:
+    """What changes when a file does, so that nothing that is kept of it is used too long."""
+    return 0 if is_elsewhere(path) else os.stat(path).st_mtime_ns
 
 
 def size(path: Path) -> int:
     """The size in bytes of the regular file at `path`.
 
-    Raises FormatError for anything else: a FIFO or a device is refused, never waited on.
+    Raises MissingError where there is none, FormatError for a FIFO or a device, which is never waited on.
     """
     if is_elsewhere(path):
         return _ELSEWHERE[path][0]
@@ -48,7 +79,7 @@ def size(path: Path) -> int:
         status = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise FormatError(f"{path}: cannot be opened: {reason}") from None
+        raise MissingError(f"{path}: cannot be opened: {reason}") from None
     if not stat.S_ISREG(status.st_mode):
         raise FormatError(f"{path}: is not a regular file")
     return status.st_size
@@ -63,7 +94,7 @@ def open_bytes(path: Path, *, buffered: bool = True) -> BinaryIO:
     try:
         return open(path, "rb", buffering=-1 if buffered else 0)
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+        raise MissingError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 class _Ranges(io.RawIOBase):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from weightkit import files
+from weightkit.errors import ClusterError, MissingError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -31,7 +37,8 @@ def in_order(
     """`map(function, tasks)` over an executor, results in the order of the tasks.
 
     Without an executor a few threads are used: reading files and numpy's loops release the GIL. When
-    the caller stops early, by Ctrl-C or an error, the tasks not yet begun are dropped.
+    the caller stops early, by Ctrl-C or an error, the tasks not yet begun are dropped. Tasks are pure, so an
+    executor may do one again. Raises ClusterError where its processes are gone.
     """
     if executor is not None:
         yield from _windowed(executor, function, tasks, progress)
@@ -45,26 +52,76 @@ def in_order(
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-AHEAD = 256  # tasks that are handed out before their results are taken: a million futures would be heavy
+AHEAD = 256  # futures whose results are not taken yet: of a million tasks, those would be heavy
+MOST_FUTURES = 1 << 13  # where there are more tasks, each future is several: to hand one out can take a millisecond
 
 
 def _windowed(
     executor: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], progress: Progress | None
 ) -> Iterator[Result]:
-    waiting: deque[Future[Result]] = deque()
-    done = 0
-    for task in tasks:
-        waiting.append(executor.submit(function, task))
-        if len(waiting) >= AHEAD:
-            done += 1
-            yield _take(waiting.popleft(), done, len(tasks), progress)
-    while waiting:
-        done += 1
-        yield _take(waiting.popleft(), done, len(tasks), progress)
+    step = max(1, -(-len(tasks) // MOST_FUTURES))
+    home, abroad = _here(), files.abroad()
+    waiting: deque[Future[list[Result]]] = deque()
+    taken = 0
+    try:
+        for first in range(0, len(tasks), step):
+            waiting.append(executor.submit(_Work(function, tasks[first : first + step], home, abroad)))
+            while len(waiting) >= AHEAD or (waiting and first + step >= len(tasks)):
+                for result in _results(waiting.popleft()):
+                    taken += 1
+                    yield result
+                    if progress is not None:
+                        progress(taken, len(tasks))
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def _take(future: Future[Result], done: int, total: int, progress: Progress | None) -> Result:
-    result = future.result()
-    if progress is not None:
-        progress(done, total)
-    return result
+def _results(future: Future[list[Result]]) -> list[Result]:
+    from concurrent.futures import BrokenExecutor, CancelledError
+
+    try:
+        return future.result()
+    except (BrokenExecutor, CancelledError) as error:
+        raise ClusterError(f"the processes that worked are gone: {error or type(error).__name__}") from None
+
+
+def _here() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+@dataclass(frozen=True)
+class _Work(Generic[Task, Result]):
+    """Some tasks, to be done here or in another process, which is told what it needs to know."""
+
+    function: Callable[[Task], Result]
+    tasks: Sequence[Task]
+    home: tuple[str, int]  # where they come from
+    abroad: files.Abroad
+
+    def __call__(self) -> list[Result]:
+        """The results. MissingError where this process does not see the files that the other one sees."""
+        if self.home == _here():
+            return [self.function(task) for task in self.tasks]
+        from weightkit.threads import one_blas_thread
+
+        _work_alone()
+        files.learn(self.abroad)
+        try:
+            with one_blas_thread():
+                return [self.function(task) for task in self.tasks]
+        except (MissingError, FileNotFoundError, PermissionError) as error:
+            where = "workers need every file under the path that it has here, or a URL such as s3://"
+            raise MissingError(f"{_said(error)}, on {_here()[0]}: {where}") from None
+
+
+@functools.cache
+def _work_alone() -> None:
+    """Have this process compute with one thread: there are as many workers as there should be threads."""
+    from weightkit.threads import set_threads
+
+    set_threads(1)
+
+
+def _said(error: Exception) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -54,6 +54,22 @@ class Mirror:
         return message.replace(os.fspath(self.opened), self.url).replace(os.fspath(self.folder), self.url)
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A remote folder, as another process opens the files in it: with its own credentials."""
+
+    url: str
+
+    def __call__(self, name: str) -> tuple[int, files.Fetch]:
+        """The size of a file, and how it is fetched. FormatError where it cannot be reached."""
+        system, root = _system(self.url)
+        where = f"{root}/{name}"
+        size = _size(system, where)
+        if size is None:
+            raise FormatError(f"{where}: is not there")
+        return size, _fetcher(system, where)
+
+
 def mirror(url: str) -> Mirror:
     """Make the stand-in of a file or folder at `url`. It is there until the process ends.
 
@@ -67,9 +83,11 @@ def mirror(url: str) -> Mirror:
     atexit.register(_remove, folder)
     above, _, name = root.rpartition("/")
     if name.endswith((*WEIGHTS, ".json")):
+        files.put_folder_elsewhere(folder, Folder(url.rpartition("/")[0]))
         _bring(system, above, folder, [name, *SMALL[:2]], needed=name)
         _bring_shards(system, above, folder)
         return Mirror(folder, folder / name, url)
+    files.put_folder_elsewhere(folder, Folder(url))
     names = _listed(system, root)
     _bring(system, root, folder, [*SMALL, *SINGLE] if names is None else names)
     _bring_shards(system, root, folder)
@@ -130,22 +148,30 @@ def _bring(system: Any, root: str, folder: Path, names: list[str], needed: str |
         if "\0" in name or name in (".", "..") or (folder / name).exists():
             continue
         where = f"{root}/{name}"
-        try:
-            size = system.info(where).get("size")
-        except FileNotFoundError:
-            if name == needed:
-                raise FormatError(f"{where}: is not there") from None
-            continue
-        except Exception as error:
-            raise FormatError(f"{where}: {_reason(error)}") from None
+        size = _size(system, where)
         if size is None:
-            raise FormatError(f"{where}: the server does not say how large it is, so it cannot be read in parts")
+            if name == needed:
+                raise FormatError(f"{where}: is not there")
+            continue
         fetch = _fetcher(system, where)
         if name.endswith(WEIGHTS):
             (folder / name).touch()
-            files.put_elsewhere(folder / name, int(size), fetch)
+            files.put_elsewhere(folder / name, size, fetch)
         elif size <= MOST_SMALL:
-            (folder / name).write_bytes(fetch(0, int(size)))
+            (folder / name).write_bytes(fetch(0, size))
+
+
+def _size(system: Any, where: str) -> int | None:
+    """The size of a remote file; None where there is none."""
+    try:
+        size = system.info(where).get("size")
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise FormatError(f"{where}: {_reason(error)}") from None
+    if size is None:
+        raise FormatError(f"{where}: the server does not say how large it is, so it cannot be read in parts")
+    return int(size)
 
 
 def _fetcher(system: Any, where: str) -> files.Fetch:

@@ -13,7 +13,7 @@ from weightkit import formats
 from weightkit.analysis import costs
 from weightkit.analysis.compare import same_numbers
 from weightkit.checkpoint import Checkpoint
-from weightkit.errors import FormatError
+from weightkit.errors import FormatError, MissingError
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
 from weightkit.weight import Selection, Weight
@@ -109,6 +109,8 @@ def _values(weight: Weight) -> Fault | str | None:
                 if first is None:
                     place = np.unravel_index(int(bad.argmax()), bad.shape)
                     first = [s.start + int(i) for s, i in zip(region, place, strict=True)]
+    except MissingError:
+        raise  # nothing is wrong with numbers that nobody has seen
     except FormatError as error:
         return f"values of {where}: {error}"
     if first is None:

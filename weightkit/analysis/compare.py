@@ -13,6 +13,7 @@ from weightkit.dtypes import Array
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
 from weightkit.tensor import Source, place_of
+from weightkit.threads import one_blas_thread
 from weightkit.weight import Selection, Weight, same_in
 
 if TYPE_CHECKING:
@@ -60,11 +61,16 @@ class Diff:
 
 
 def diff(a: Registry, b: Registry, *, executor: Executor | None = None, progress: Progress | None = None) -> Diff:
-    """Compare two models. Numbers are over pairs of finite values; sums are in float64."""
+    """Compare two models. Numbers are over pairs of finite values; sums are in float64.
+
+    BLAS has one thread all the while: what is computed does not depend on how many there are.
+    """
     by_address = a.has_roles and b.has_roles
     mine, theirs = (dict(r) if by_address else r.by_name for r in (a, b))
     both = [k for k, w in mine.items() if k in theirs and not (w.alias and theirs[k].alias)]
-    rows = list(in_order(_compare_pair, [(mine[k], theirs[k]) for k in both], executor=executor, progress=progress))
+    pairs = [(mine[k], theirs[k]) for k in both]
+    with one_blas_thread():
+        rows = list(in_order(_compare_pair, pairs, executor=executor, progress=progress))
     changed = [row for row in rows if row is not None]
     return Diff(
         changed=changed,

@@ -28,6 +28,7 @@ from weightkit.dtypes import DTYPES, Array, DType
 from weightkit.errors import FormatError, SaveError, printable
 from weightkit.formats import zipped
 from weightkit.formats.shard import MOST_DIMENSIONS, MOST_ELEMENTS, ShardFile, is_verified
+from weightkit.parallel import MOST_THREADS
 from weightkit.tensor import BLOCK, Source, Strided, Tensor
 
 SUFFIXES: tuple[str, ...] = (".npz", ".npy")
@@ -308,7 +309,7 @@ def _copy(position: int, piece: bytes, at: int, out: memoryview) -> None:
 
 
 _MOST_KEPT = 9 << 20  # bytes: threads may ask for a block a little late
-_MOST_STREAMS = 4
+_MOST_STREAMS = MOST_THREADS  # one for each thread that reads, or they would begin anew again and again
 _Key = tuple[Path, int, str]  # file, when it was changed, member
 _streams: list[tuple[_Key, _Stream]] = []  # those that no one is reading, the last one used at the end
 _lock = Lock()
@@ -320,7 +321,7 @@ def _take(path: Path, member: zipped.Member, at: int, out: memoryview) -> None:
     """Fill `out` with the bytes of a member from position `at`, going on with a stream where one has got so far."""
     try:
         with files.open_bytes(path) as file:
-            key = (path, os.stat(path).st_mtime_ns, member.name)
+            key = (path, files.version(path), member.name)
             stream = _checked_out(key, at) or _Stream(member)
             stream.take(file, at, out)
     except OSError as error:

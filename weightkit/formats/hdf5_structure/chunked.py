@@ -62,7 +62,7 @@ class Dataset:
     def faults(self) -> Iterator[str]:
         """The first chunk that does not unpack to what it should, or does not match its checksum."""
         with guarded(self.path, self.name):
-            loaded = _loaded(self.path, self.member, self.address, _version(self.path))
+            loaded = _loaded(self.path, self.member, self.address, files.version(self.path))
             with opened(self.path, self.member) as (file, _, _):
                 for stored in loaded.table.values():
                     try:
@@ -74,13 +74,13 @@ class Dataset:
     def work(self) -> int:
         """What `faults` has to do, as the number of bytes that would be read in that time."""
         with guarded(self.path, self.name):
-            return _loaded(self.path, self.member, self.address, _version(self.path)).work()
+            return _loaded(self.path, self.member, self.address, files.version(self.path)).work()
 
     def _filled(self, shape: tuple[int, ...], parts: Iterable[tuple[Place, tuple[int, ...]]]) -> Array:
         """A new array of all elements in `parts`, which are (first index, shape), one after another."""
         with guarded(self.path, self.name):
             result = np.empty(shape, self.dtype.stored)
-            key = (self.path, self.member, self.address, _version(self.path))
+            key = (self.path, self.member, self.address, files.version(self.path))
             loaded = _loaded(*key)
             if (loaded.array.shape, loaded.array.element.name) != (self.shape, self.dtype.name):
                 raise FormatError(f"{self.path}: the file changed after it was opened")
@@ -226,17 +226,12 @@ def opened(path: Path, member: str) -> Iterator[tuple[BinaryIO, int, int]]:
         return
     if found.size > VERIFIED_BYTES:
         raise FormatError(f"{path}: {member} is compressed; unpack the archive (it is a ZIP file) and open that file")
-    yield io.BytesIO(_inflated(path, found, _version(path))), 0, found.size
+    yield io.BytesIO(_inflated(path, found, files.version(path))), 0, found.size
 
 
 @lru_cache(maxsize=2)
 def _inflated(path: Path, member: zipped.Member, _version: int) -> bytes:
     return zipped.read(path, member, VERIFIED_BYTES)
-
-
-def _version(path: Path) -> int:
-    """What changes when the file does, so that nothing that is kept of it is used too long."""
-    return os.stat(path).st_mtime_ns
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[Place, tuple[int, ...]]]:
