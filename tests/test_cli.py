@@ -372,6 +372,16 @@ def test_a_new_folder_is_noted(cli: Cli, pair: dict[str, Path], tmp_path: Path) 
         assert cli(*call, place / "b" / "d.npz").err == ""
 
 
+def test_trace_notes_where_nan_comes_up_and_what_is_too_long(cli: Cli, tmp_path: Path) -> None:
+    tensors = weights(CONFIGS["llama"])
+    tensors["model.layers.1.mlp.up_proj.weight"][3] = np.nan
+    path = write(tmp_path, tensors=tensors, max_position_embeddings=2)
+    done = cli("trace", path, "--ids", "1,2,3", "-c", "layers.*.out", "-c", "norm")
+    assert "note: layers.1.out is the first of these with NaN or Inf" in done.err
+    assert "note: this model was made for texts of up to 2 tokens" in done.err
+    assert cli("trace", path, "--ids", "1,2", "-c", "layers.0.out").err == ""
+
+
 def test_trace_of_an_encoder(cli: Cli, tmp_path: Path) -> None:
     path = running.write(tmp_path, "t5")
     rows = cli("trace", path, "--ids", "1,2", "--decoder-ids", "0,5,6", "-c", "*.layers.0.*.pattern", "--json").json[

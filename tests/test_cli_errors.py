@@ -12,7 +12,7 @@ import pytest
 
 from tests.by_hand import files, tokenizer, write_file
 from tests.conftest import Cli, Result
-from tests.tiny import CONFIGS, write
+from tests.tiny import CONFIGS, weights, write
 from weightkit.errors import FormatError
 
 ONE = {
@@ -179,7 +179,8 @@ CALLS: list[tuple[str, str]] = [
     ("measure M M --ids 1,97", "97"),
     ("measure M M --text there/is/no.txt", "no such file"),
     ("measure M M --text hello", "no tokenizer.json"),
-    ("measure N N --text hello", "cannot be run"),
+    ("measure N N --text hello", "n.safetensors: this model cannot be run: there is no config.json"),
+    ("run L --ids 1", "put the config.json of the model beside it"),
     ("chat M hello", "no chat template"),
     ("measure M V --ids 1,2", "vocabularies of 97 and 90"),
     # what a trace needs
@@ -219,7 +220,7 @@ CALLS: list[tuple[str, str]] = [
     ("edit C --zero norm -o OUT", "only a config.json"),
     ("stats C", "only a config.json"),
     ("show C norm", "only a config.json"),
-    ("run C --ids 1", "only a config.json"),
+    ("run C --ids 1", "only a config.json or an index was opened; open the weights"),
     ("outliers C", "only a config.json"),
     ("vocabulary C embed[token=1]", "only a config.json"),
     ("circuits C", "only a config.json"),
@@ -265,6 +266,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "EXISTS": tmp_path / "exists",
         "M/inside": m / "inside",
         "EMPTY": Path(),
+        "L": write_file(tmp_path / "l" / "l.safetensors", weights(CONFIGS["llama"])),
         "N": write_file(tmp_path / "n.safetensors", {"x": np.ones(3)}),
         "M/inside/x": m / "inside" / "x",
     }

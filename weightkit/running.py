@@ -57,7 +57,10 @@ class Running:
 
         for weight in self.registry.values():
             _ = weight.stored  # raises where there is only a config.json
-        return Engine(self.registry)
+        try:
+            return Engine(self.registry)
+        except EngineError as error:
+            raise EngineError(f"{self.checkpoint.path}: {error}") from None
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -73,7 +73,9 @@ class Weight:
     def stored(self) -> Source:
         """The tensor that holds the numbers. FormatError where there are no weights, only their description."""
         if self.source is None:
-            raise FormatError(f"{self.address}: its numbers are not here: only a config.json or an index was opened")
+            raise FormatError(
+                f"{self.address}: its numbers are not here: only a config.json or an index was opened; open the weights"
+            )
         return self.source
 
     @property

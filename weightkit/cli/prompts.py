@@ -6,12 +6,15 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightkit.cli.output import UsageError
+from weightkit.cli.output import NOTES, UsageError
 from weightkit.errors import EngineError, printable
+
+if TYPE_CHECKING:
+    from weightkit.model import Model
 
 MOST_TEXT = 16 << 20
 
@@ -37,6 +40,17 @@ def parse_ids(text: str) -> list[int]:
         return [int(part) for part in re.split(r"\s*,\s*|\s+", text.strip())]
     except ValueError:
         raise UsageError(f"--ids {text!r}: give whole numbers with commas between, as in 1,403,407") from None
+
+
+def note_length(model: Model, tokens: int, asked: int) -> None:
+    """Note where a text went beyond what the model was made for, or ended where it has no more positions."""
+    engine, most = model.engine, model.engine.made_for
+    if most is None or engine.has_encoder or tokens <= most:
+        return
+    if engine.most_tokens is None:
+        NOTES.append(f"this model was made for texts of up to {most:,} tokens")
+    elif tokens < asked:
+        NOTES.append(f"the text ends there because the model has no more than {most:,} positions")
 
 
 def read_text(text: str) -> str:

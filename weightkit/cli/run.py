@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightkit.cli.output import (
-    NOTES,
     Csv,
     Json,
     Markdown,
@@ -22,7 +21,7 @@ from weightkit.cli.output import (
     rows,
     say,
 )
-from weightkit.cli.prompts import Ids, Seed, Stop, Temperature, TopK, TopP, parse_ids, stream
+from weightkit.cli.prompts import Ids, Seed, Stop, Temperature, TopK, TopP, note_length, parse_ids, stream
 from weightkit.report import units
 from weightkit.report.tables import Column
 from weightkit.running import Token
@@ -77,28 +76,17 @@ def run(
         choice: Choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         writing = opened.write(start, max_tokens, stop=stop or (), ignore_eos=ignore_eos, **choice)
         _generate(opened, writing, top, json)
-        _note_length(opened, len(writing.prompt) + len(writing.ids), len(writing.prompt) + max_tokens)
+        note_length(opened, len(writing.prompt) + len(writing.ids), len(writing.prompt) + max_tokens)
         return
     prompt_ids = opened.ids(start)
     tables = [opened.next_tokens(prompt_ids, top)] if engine.continues else opened.fill(prompt_ids, top)
-    _note_length(opened, len(prompt_ids), len(prompt_ids))
+    note_length(opened, len(prompt_ids), len(prompt_ids))
     if json:
         text = prompt if prompt is not None and not engine.continues else opened.decode(prompt_ids)
         masks = {} if engine.continues else {"masks": tables}
         emit("run", text=text, ids=prompt_ids, next=tables[0], **masks)
     else:
         _print_tables(tables, masked=not engine.continues, csv=csv, markdown=markdown)
-
-
-def _note_length(model: Model, tokens: int, asked: int) -> None:
-    """Note where a text went beyond what the model was made for, or ended where it has no more positions."""
-    engine, most = model.engine, model.engine.made_for
-    if most is None or engine.has_encoder or tokens <= most:
-        return
-    if engine.most_tokens is None:
-        NOTES.append(f"this model was made for texts of up to {most:,} tokens")
-    elif tokens < asked:
-        NOTES.append(f"the text ends there because the model has no more than {most:,} positions")
 
 
 def _generate(model: Model, writing: Writing, top: int, json: bool) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated
 
 import typer
 
 from weightkit.cli.edit import parse_edits
 from weightkit.cli.output import (
+    NOTES,
     Csv,
     Json,
     Markdown,
@@ -23,7 +25,7 @@ from weightkit.cli.output import (
     rows,
     say,
 )
-from weightkit.cli.prompts import Ids, parse_ids, read_file
+from weightkit.cli.prompts import Ids, note_length, parse_ids, read_file
 from weightkit.effect.glance import Activation
 from weightkit.report import units
 from weightkit.report.tables import Column
@@ -84,6 +86,8 @@ def trace(
             note_new_folders(output)
             how = {"append": append, "force": force}
             found = opened.save_trace(output, run, names, changes, decoder_ids=answer, progress=report, **how)
+    note_length(opened, len(run), len(run))
+    _note_finite(found)
     if json:
         tokens = [opened.token_text(i) for i in run]
         emit("trace", ids=run, tokens=tokens, changes=changes, rows=found, output=output)
@@ -91,6 +95,13 @@ def trace(
     _print(found, csv=csv, markdown=markdown)
     if output and not (csv or markdown):
         say("", [("saved ", "bold green"), (output, "")])
+
+
+def _note_finite(found: list[Activation]) -> None:
+    """Note which activation is the first, of those that are looked at, with NaN or Inf."""
+    first = next((a.address for a in found if a.abs_max is not None and not math.isfinite(a.abs_max)), None)
+    if first is not None:
+        NOTES.append(f"{first} is the first of these with NaN or Inf; weightkit check shows the weights that have any")
 
 
 def _print(found: list[Activation], *, csv: bool, markdown: bool) -> None:

@@ -43,7 +43,8 @@ class Engine:
 
     def __init__(self, registry: Registry) -> None:
         if registry.architecture is None or registry.config is None:
-            raise EngineError(f"this model cannot be run: {registry.notes[-1]}")
+            missing = "; put the config.json of the model beside it" if registry.architecture is not None else ""
+            raise EngineError(f"this model cannot be run: {registry.notes[-1]}{missing}")
         self.architecture: Architecture = registry.architecture
         self.config: Config = registry.config
         if "lm_head" not in registry:
