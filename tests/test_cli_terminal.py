@@ -313,9 +313,10 @@ def interrupted(arguments: list[object], ready: Path | None = None) -> subproces
     return process
 
 
-def test_ctrl_c_in_one_huge_tensor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["stats", "spectrum", "outliers"])
+def test_ctrl_c_in_one_huge_tensor(tmp_path: Path, verb: str) -> None:
     path = write_holes(tmp_path / "x.safetensors", {"x": (1 << 17, 1 << 17)}, "F32", 4)  # minutes of work
-    process = interrupted(["stats", path])
+    process = interrupted([verb, path])
     try:
         out, err = process.communicate(timeout=5)
     finally:

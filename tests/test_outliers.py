@@ -252,8 +252,10 @@ def test_odd_arrays(tmp_path: Path, array: np.ndarray[tuple[int, ...], np.dtype[
         assert all(f.kind in ("constant", "NaN or Inf") for f in model.outliers())
 
 
+@pytest.mark.parametrize("part", [300, 1 << 25])
 @pytest.mark.parametrize("size", [1e-250, 1e250])
-def test_huge_and_tiny_numbers(tmp_path: Path, size: float) -> None:
+def test_huge_and_tiny_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float, part: int) -> None:
+    monkeypatch.setattr("weightkit.analysis.reading.PART", part)
     array = np.random.default_rng(0).standard_normal((40, 50)) * size
     array[3, 4] = 50 * size
     (found,) = wk.open(write_file(tmp_path / "x.safetensors", {"x": array})).outliers()
@@ -273,6 +275,7 @@ def test_blocks_and_executors_change_nothing(tmp_path: Path, monkeypatch: pytest
         assert model.outliers(executor=executor) == want
     shrink_blocks(monkeypatch, 100)
     monkeypatch.setattr("weightkit.analysis.rows.BLOCK", 100)
+    monkeypatch.setattr("weightkit.analysis.reading.PART", 700)
 
     def key(f: Finding) -> tuple[str, str]:
         return f.kind, f.address

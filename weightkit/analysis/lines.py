@@ -40,15 +40,35 @@ class Lines:
     def of(cls, selection: Selection, abs_max: float) -> Lines:
         """Read a selection of two axes whose largest magnitude is known; NaN where it has no finite number."""
         found = cls.empty(selection, abs_max)
-        for _ in found.watch(selection, selection):
+        for _ in found.watch(selection):
             pass
         return found
 
-    def watch(self, whole: Selection, part: Selection) -> Iterator[Array]:
-        """The stored elements of a part of a selection in blocks, each of them taken into account on the way."""
-        for region, stored in part.blocks():
-            self._add(whole, region, part.dtype.decode(stored, np.float64))
+    def watch(self, selection: Selection) -> Iterator[Array]:
+        """The stored elements of the selection in blocks, each of them taken into account on the way."""
+        for region, stored in selection.blocks():
+            self._add(selection, region, selection.dtype.decode(stored, np.float64))
             yield stored
+
+    def add(self, whole: Selection, part: Selection, other: Lines) -> None:
+        """Take into account what is known of a part of a selection."""
+        if not self.top:
+            self.scale = other.scale  # of nothing but zeros
+        elif other.scale > self.scale:
+            self._rescale(other.scale)
+        ratio = (other.scale / self.scale) ** 2
+        for axis, spans in enumerate(zip(whole.region, part.region, strict=True)):
+            here, largest = _span(*spans), self.largest[axis]
+            self.squares[axis][here] += other.squares[axis] * ratio
+            np.maximum(largest[here], other.largest[axis] * ratio, out=largest[here])
+        self.sums[_span(whole.region[1], part.region[1])] += other.sums
+        self.top = _largest(self.top + other.top)
+        self.first_bad = self.first_bad or other.first_bad
+
+    def _rescale(self, scale: float) -> None:
+        for array in (*self.squares, *self.largest):
+            array *= (self.scale / scale) ** 2
+        self.scale = scale
 
     def norms(self, axis: int) -> Array:
         """The L2 norm of each row (axis 0) or column (axis 1)."""
@@ -85,7 +105,7 @@ class Lines:
         some = np.sort(np.argpartition(-sizes, min(TOP, len(sizes) - 1))[:TOP])
         places = [divmod(int(i), values.shape[1]) for i in some if sizes[i] > 0]
         self.top += [(float(values[rows[i], j]), _place(region, (int(rows[i]), j))) for i, j in places]
-        self.top = sorted(self.top, key=lambda item: (-abs(item[0]), item[1]))[:TOP]
+        self.top = _largest(self.top)
 
     def to_bytes(self) -> bytes:
         """All of it as bytes."""
@@ -103,6 +123,10 @@ class Lines:
         places = [tuple(map(int, place)) for place in at]
         numbers = list(zip(map(float, top), places, strict=True))
         return cls((a, b), (c, d), sums, float(scale[0]), numbers, tuple(map(int, bad)))
+
+
+def _largest(numbers: list[tuple[float, tuple[int, ...]]]) -> list[tuple[float, tuple[int, ...]]]:
+    return sorted(numbers, key=lambda item: (-abs(item[0]), item[1]))[:TOP]
 
 
 def _span(wanted: slice, part: slice) -> slice:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weightkit.analysis import reading
 from weightkit.analysis.duplicates import duplicates
 from weightkit.analysis.finding import Finding, finding, ranked, strongest
 from weightkit.analysis.heads import heads
 from weightkit.analysis.profile import TOLD, Profile, profile
+from weightkit.analysis.scan import scan, together
 from weightkit.analysis.untrained import untrained
 from weightkit.analysis.work import Work
 from weightkit.architectures.parts import Role
@@ -53,10 +56,16 @@ def find_outliers(
         raise AddressError(f"{part.address}: outliers are looked for in whole weights; leave out what is in brackets")
     weights = [s.weight for s in chosen]
     tests = QUESTIONS * len(weights)
-    sizes = [weight.dtype.nbytes(weight.size) for weight in weights]
+    parts = [reading.parts(s) for s in chosen]
+    tasks = [part for some in parts for part in some]
+    sizes = [part.dtype.nbytes(part.size) for part in tasks]
     work = Work(executor, progress, sum(sizes))
-    tasks = [_Task(weight, _laws(weight, registry, initial_std), tests, cache) for weight in weights]
-    profiles = list(work.map(_profile, tasks, sizes))
+    scans = work.map(functools.partial(scan, cache=cache), tasks, sizes)
+    profiles = [
+        profile(weight, together(weight, some, list(itertools.islice(scans, len(some)))), laws, tests)
+        for weight, some in zip(weights, parts, strict=True)
+        for laws in (_laws(weight, registry, initial_std),)
+    ]
     found = [f for p in profiles for f in p.found]
     found += _against_peers(weights, profiles)
     addresses = {weight.address for weight in weights}
@@ -69,18 +78,6 @@ def find_outliers(
 
 
 QUESTIONS = 4  # of chance, asked of each weight: of its numbers, its rows, its columns, its tokens
-
-
-@dataclass(frozen=True)
-class _Task:
-    weight: Weight
-    laws: dict[str, float]
-    tests: int
-    cache: bool
-
-
-def _profile(task: _Task) -> Profile:
-    return profile(task.weight, task.laws, task.tests, cache=task.cache)
 
 
 def _laws(weight: Weight, registry: Registry, std: float | None) -> dict[str, float]:

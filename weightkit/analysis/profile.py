@@ -12,7 +12,7 @@ from weightkit.analysis.finding import Finding, finding, strongest
 from weightkit.analysis.initial import initial
 from weightkit.analysis.isolated import BELOW, MOST, isolated
 from weightkit.analysis.lines import Lines
-from weightkit.analysis.scan import Scan, scan
+from weightkit.analysis.scan import Scan
 from weightkit.architectures.parts import Role
 from weightkit.dtypes import Array
 from weightkit.weight import Selection, Weight
@@ -40,12 +40,11 @@ class Profile:
     table: Lines | None  # of a weight whose rows are tokens
 
 
-def profile(weight: Weight, laws: Mapping[str, float], tests: int, *, cache: bool = False) -> Profile:
-    """Read one weight, in blocks. `laws`: the standard deviations that it may have begun with, by name.
+def profile(weight: Weight, seen: Scan, laws: Mapping[str, float], tests: int) -> Profile:
+    """What one weight says. `laws`: the standard deviations that it may have begun with, by name.
 
     `tests` is how many questions of chance are asked of the model.
     """
-    seen = scan(weight, cache=cache)
     numbers, lines = seen.summary, seen.lines
     found = [*_not_finite(weight, seen), *_constant(weight, seen), *initial(weight, seen, laws)]
     found += _clipped(Selection.of(weight), seen)

@@ -1,7 +1,8 @@
-"""Scan: all that outliers ask of one weight, in one pass: a summary of its numbers, and its rows and columns."""
+"""Scan: all that outliers ask of one weight, in one pass: a summary of its numbers, its rows and columns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,31 +61,37 @@ def _unkey_upper(halves: Array) -> Array:
     return tally.unkey(np.clip(halves.astype(np.int64) << 16, *ends).astype(np.uint32)).astype(np.float64)
 
 
-def scan(weight: Weight, *, cache: bool = False) -> Scan:
-    """Read one weight once; numbers of 64 bits, which may be huge, twice. With `cache`, take what is remembered."""
-    whole = Selection.of(weight)
-    parts = reading.parts(whole)
-    fresh: dict[int, Summary] = {}
+def scan(part: Selection, *, cache: bool = False) -> Scan:
+    """Read a part of a weight once; numbers of 64 bits, which may be huge, twice. With `cache`, take what is known."""
+    fresh: list[Summary] = []
 
-    def count(i: int) -> Summary:
-        return fresh[i] if i in fresh else Summary.of(weight.dtype, reading.stored(parts[i]))
-
-    def known(i: int) -> Summary:
-        return remembered(Summary, parts[i], (), lambda: count(i)) if cache else count(i)
+    def count() -> Summary:
+        return fresh[0] if fresh else Summary.of(part.dtype, reading.stored(part))
 
     def summary() -> Summary:
-        return sum(map(known, range(len(parts))), Summary())
+        return remembered(Summary, part, (), count) if cache else count()
 
     def read() -> Lines:
-        lines = Lines.empty(whole)
-        for i, part in enumerate(parts):
-            fresh[i] = Summary.of(weight.dtype, lines.watch(whole, part))
+        lines = Lines.empty(part)
+        fresh.append(Summary.of(part.dtype, lines.watch(part)))
         return lines
 
-    if len(weight.shape) != 2 or not weight.size:
+    if len(part.shape) != 2 or not part.size:
         return Scan(summary(), None)
-    if weight.dtype.bits > 32 and weight.dtype.kind in ("float", "complex"):
+    if part.dtype.bits > 32 and part.dtype.kind in ("float", "complex"):
         first = Scan(summary(), None)
-        return Scan(first.summary, Lines.of(whole, first.abs_max))
-    lines = remembered(Lines, whole, (), read) if cache else read()
+        return Scan(first.summary, Lines.of(part, first.abs_max))
+    lines = remembered(Lines, part, (), read) if cache else read()
     return Scan(summary(), lines)
+
+
+def together(weight: Weight, parts: Sequence[Selection], scans: Sequence[Scan]) -> Scan:
+    """What is known of a weight by its parts."""
+    if len(parts) == 1:
+        return scans[0]
+    whole = Selection.of(weight)
+    lines = Lines.empty(whole) if scans[0].lines is not None else None
+    for part, found in zip(parts, scans, strict=True):
+        if lines is not None and found.lines is not None:
+            lines.add(whole, part, found.lines)
+    return Scan(sum((found.summary for found in scans), Summary()), lines)
