@@ -75,7 +75,7 @@ _TITLES = {
 _MEANS = {
     "neighbours": "the cosine of the rows of two tokens",
     "writes": "what is added to the logits, but for the scale of the final norm",
-    "copies": "z: a token's own logit among those that it leads to through this head alone, in standard deviations",
+    "copies": "z of a token's own logit among those it leads to through this head alone",
 }
 
 
