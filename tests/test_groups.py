@@ -17,6 +17,7 @@ from tests.conftest import Cli
 from tests.exactly import lower_quantiles, same
 from tests.tiny import write
 from tests.variants import VARIANTS
+from weightkit.analysis import statistics
 from weightkit.errors import AddressError
 
 
@@ -54,6 +55,27 @@ def test_by_head_is_what_an_address_with_a_head_names(tmp_path: Path, family: st
     for address in ("layers.0.attn[head=0]", "layers.2.attn[head=3]"):
         same(rows[address], numbers(model, address))
         assert rows[address].weights == len(model.select(address))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("at_once", [10, 1024])
+def test_by_row_and_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, at_once: int) -> None:
+    monkeypatch.setattr(statistics, "AT_ONCE", at_once)
+    model = wk.open(write(tmp_path, family, dtype="BF16"))
+    (whole,) = model.select("layers.1.attn.k")
+    told: list[tuple[int, int]] = []
+    rows = model.statistics("layers.1.attn.k", by="row", progress=lambda *at: told.append(at))
+    assert told[-1] == (2 * whole.size, 2 * whole.size)
+    columns = model.statistics("layers.1.attn.k[1:9:3, :]", by="column")
+    assert (len(rows), len(columns)) == whole.shape
+    for i in (0, 4, len(rows) - 1):
+        assert rows[i].address == f"layers.1.attn.k[{i}, :]"
+        same(rows[i], whole.array()[i].astype(NUMPY["BF16"]))
+        assert model.statistics(rows[i].address) == [rows[i]]
+    assert columns[3].address == "layers.1.attn.k[:, 3]"
+    same(columns[3], whole.array()[1:9:3, 3].astype(NUMPY["BF16"]))
+    with pytest.raises(AddressError, match="called row"):
+        model.statistics("norm", by="row")
 
 
 def test_by_expert(tmp_path: Path) -> None:

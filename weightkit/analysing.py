@@ -95,8 +95,9 @@ class Analysing(Running):
         executor: Executor | None = None,
         progress: Progress | None = None,
     ) -> Rows[Statistics]:
-        """One row of statistics per weight that the address names, or `by` "role", "layer", "head" or "expert".
+        """One row of statistics per weight that the address names, or `by` what it says.
 
+        `by` is "role", "layer", "head" or "expert"; or "row" or "column", of matrices in [out, in] orientation.
         With `cache` what was counted before is remembered in the user's cache folder. `progress` is told bytes.
         Raises AddressError where nothing has a head or an expert.
         """

@@ -1,8 +1,9 @@
-"""Which weights are one row together: those of a role, a layer, a head or an expert."""
+"""What is one row of a table: the weights of a role, a layer, a head or an expert; one row or column of a matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from weightkit.analysis.statistics import Group
 from weightkit.errors import AddressError
@@ -12,10 +13,10 @@ Named = tuple[str, Selection]  # the address of the group, and what belongs to i
 
 
 def grouped(selections: Iterable[Selection], by: str) -> list[Group]:
-    """Selections by "role", "layer", "head" or "expert", in the order in which each comes first.
+    """Selections by "role", "layer", "head", "expert", "row" or "column", in the order in which each comes first.
 
-    What is of no layer is left as it is; what has no head or expert is left out. Raises AddressError where
-    nothing has one, or for another word.
+    What is of no layer is left as it is; what has no head or expert, or is no matrix, is left out. Raises AddressError
+    where nothing has one, or for another word.
     """
     if by not in _BY:
         raise AddressError(f"{by!r}: cannot group by that; by one of {', '.join(_BY)}")
@@ -71,9 +72,22 @@ def _along(selection: Selection, name: str) -> Iterator[tuple[int, Selection]]:
         return
 
 
+def _lines(axis: int, selection: Selection) -> Iterator[Named]:
+    """The rows of a matrix (axis 0), or its columns (axis 1), by their coordinate in the whole of it."""
+    region = selection.region
+    if len(region) != 2:
+        return
+    for i in range(region[axis].start, region[axis].stop, region[axis].step):
+        line = slice(i, i + 1, 1)
+        part = (line, region[1]) if axis == 0 else (region[0], line)
+        yield f"{selection.weight.address}[{f'{i}, :' if axis == 0 else f':, {i}'}]", Selection(selection.weight, part)
+
+
 _BY: dict[str, Callable[[Selection], Iterator[Named]]] = {
     "role": _role,
     "layer": _layer,
     "head": _head,
     "expert": _expert,
+    "row": partial(_lines, 0),
+    "column": partial(_lines, 1),
 }

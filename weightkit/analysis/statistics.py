@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 
+AT_ONCE = 1024  # groups: what is counted of one may take 100 kB
 BUNDLE, MOST_IN_BUNDLE = 1 << 20, 32  # bytes, and parts, that are handed out at once
 
 
@@ -92,6 +93,23 @@ def table(
 
     With `cache` what was counted before is taken from the user's cache folder, and put there.
     """
+    options = executor, cache
+    if len(groups) <= AT_ONCE:
+        return _some(groups, progress, *options)
+    total, done, rows = sum(map(_bytes_of, groups)), 0, list[Statistics]()
+    for first in range(0, len(groups), AT_ONCE):
+        some = groups[first : first + AT_ONCE]
+        rows += _some(some, None, *options)
+        done += sum(map(_bytes_of, some))
+        if progress is not None:
+            progress(done, total)
+    return rows
+
+
+def _some(
+    groups: Sequence[Group], progress: Progress | None, executor: Executor | None, cache: bool
+) -> list[Statistics]:
+    """As `table`, of so many groups that what is counted of all of them has room in memory."""
     parts = ((i, part) for i, group in enumerate(groups) for s in group.selections for part in reading.parts(s))
     tasks = [_Task(i, part, cache) for i, part in parts]
     sums = [Sum(Summary()) for _ in groups]
@@ -164,6 +182,10 @@ def _bundles(tasks: list[_Task]) -> Iterator[list[_Task]]:
             bundle, size = [], 0
     if bundle:
         yield bundle
+
+
+def _bytes_of(group: Group) -> int:
+    return sum(map(_bytes, group.selections))
 
 
 def _bytes(part: Selection) -> int:

@@ -33,6 +33,7 @@ from weightkit.report.tables import Column
 
 FIELDS = [field.name for field in dataclasses.fields(Statistics) if field.name != "quantiles"]
 NUMBERS = [name for name in FIELDS if name not in ("address", "name", "role", "dtype", "shape", "exact")]
+KINDS = ("role", "layer", "head", "expert", "row", "column")
 SHOWN = ("mean", "std", "min", "max", "zeros", "nan", "inf")  # in every table, the last three where there are any
 COMPARED = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}
 
@@ -41,7 +42,7 @@ def stats(
     model: ModelPath,
     address: Address = None,
     by: Annotated[
-        str | None, typer.Option(metavar="WHAT", help="One row for each role, layer, head or expert.")
+        str | None, typer.Option(metavar="WHAT", help="One row for each role, layer, head, expert, row or column.")
     ] = None,
     sort: Annotated[
         str | None, typer.Option(metavar="FIELD", help="The rows with the largest of a number first, as in abs_max.")
@@ -60,8 +61,8 @@ def stats(
     tests = [_condition(text) for text in where or ()]
     if sort is not None and sort not in NUMBERS:
         raise UsageError(f"--sort {sort}: sort by one of {', '.join(NUMBERS)}")
-    if by not in (None, "role", "layer", "head", "expert"):
-        raise UsageError(f"--by {by}: one of role, layer, head, expert")
+    if by not in (None, *KINDS):
+        raise UsageError(f"--by {by}: one of {', '.join(KINDS)}")
     opened = open_model(model)
     with progress("reading", "bytes") as report:
         found: list[Statistics] = opened.statistics(address, by=by, cache=not no_cache, progress=report)
