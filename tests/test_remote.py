@@ -14,6 +14,7 @@ import pytest
 
 import weightkit as wk
 from tests.conftest import Cli
+from tests.s3 import s3_folder
 from tests.tiny import write
 from weightkit import files
 from weightkit.errors import FormatError
@@ -180,29 +181,10 @@ def test_a_short_answer_is_an_error(tmp_path: Path) -> None:
 
 
 def test_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    moto_server = pytest.importorskip("moto.server")
-    import boto3
-
-    running = moto_server.ThreadedMotoServer(port=0)
-    running.start()
-    host, port = running.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    for key, value in {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": endpoint,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(key, value)
-    try:
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-        client.create_bucket(Bucket="models")
-        folder = write(tmp_path / "m", shards=2)
-        for path in folder.iterdir():
-            client.upload_file(str(path), "models", f"tiny/{path.name}")
-        model, local = wk.open("s3://models/tiny"), wk.open(folder)
+    folder = write(tmp_path / "m", shards=2)
+    with s3_folder(folder, monkeypatch) as url:
+        model, local = wk.open(url), wk.open(folder)
         assert model.counts().total == local.counts().total
         assert wk.diff(local, model).identical
         with pytest.raises(FormatError):
             wk.open("s3://models/nothing")
-    finally:
-        running.stop()

@@ -34,12 +34,13 @@ def connect(where: str) -> Iterator[Executor]:
     Raises ClusterError where there is none of this version, and where its workers are lost.
     """
     count = _processes(where)
-    try:
-        import distributed
-        from distributed.comm import CommClosedError
-    except ImportError as error:
-        raise ClusterError(f"{where}: {error.name} is not installed; pip install 'weightkit[cluster]'") from None
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        try:
+            import distributed
+            from distributed.comm import CommClosedError
+        except ImportError as error:
+            raise ClusterError(f"{where}: {error.name} is not installed; pip install 'weightkit[cluster]'") from None
         stack.enter_context(_quiet())
         address = where if count is None else stack.enter_context(_started(where, count))
         client = _soon(lambda: distributed.Client(address, timeout=PATIENCE, set_as_default=False), where)
@@ -74,11 +75,11 @@ def _started(where: str, count: int) -> Iterator[Any]:
     import dask
     from distributed import LocalCluster
 
-    before = "distributed.nanny.pre-spawn-environ"
-    silent = dask.config.get(before) | {"DASK_LOGGING__DISTRIBUTED": "critical"}
+    environment = "distributed.nanny.pre-spawn-environ"
+    silent = dask.config.get(environment) | {"DASK_LOGGING__DISTRIBUTED": "critical"}
     with (
         tempfile.TemporaryDirectory(prefix="weightkit-", ignore_cleanup_errors=True) as folder,
-        dask.config.set({before: silent}),
+        dask.config.set({environment: silent, "temporary-directory": folder}),
     ):
         try:
             cluster = LocalCluster(
@@ -87,7 +88,6 @@ def _started(where: str, count: int) -> Iterator[Any]:
                 processes=True,
                 memory_limit=0,  # it would count the pages of files that are mapped
                 dashboard_address=None,
-                local_directory=folder,
                 silence_logs=logging.CRITICAL + 1,
             )
         except Exception as error:
@@ -153,18 +153,16 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the log and the warnings of Dask: what matters of it is said in one line."""
+    """Without the log of Dask: what matters of it is said in one line."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado", "asyncio"))]
     before = [(logger, logger.level) for logger in map(logging.getLogger, names)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger, _ in before:
-            logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            for logger, level in before:
-                logger.setLevel(level)
+    for logger, _ in before:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)
 
 
 def _line(error: BaseException) -> str:

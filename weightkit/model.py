@@ -85,7 +85,14 @@ class Model(Analysing, Tracing):
         return plan(self.checkpoint, self.registry)
 
     def convert(
-        self, out: str | Path, *, dtype: str | None = None, shard_bytes: int = 5_000_000_000, force: bool = False
+        self,
+        out: str | Path,
+        *,
+        dtype: str | None = None,
+        shard_bytes: int = 5_000_000_000,
+        force: bool = False,
+        executor: Executor | None = None,
+        progress: Progress | None = None,
     ) -> Path:
         """Write the model in another format, type or number of shards; the name of `out` says which format.
 
@@ -93,7 +100,8 @@ class Model(Analysing, Tracing):
         """
         from weightkit.surgery.convert import convert
 
-        return convert(self.checkpoint, self.registry, out, dtype=dtype, shard_bytes=shard_bytes, force=force)
+        how = functools.partial(convert, dtype=dtype, shard_bytes=shard_bytes, force=force)
+        return how(self.checkpoint, self.registry, out, executor=executor, progress=progress)
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Write the model; only shards with an edit are rewritten. Raises SaveError, nothing lost."""

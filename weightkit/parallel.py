@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
+import pickle
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from weightkit import files
 from weightkit.errors import ClusterError, MissingError
@@ -98,6 +102,11 @@ class _Work(Generic[Task, Result]):
     tasks: Sequence[Task]
     home: tuple[str, int]  # where they come from
     abroad: files.Abroad
+    sizes: tuple[tuple[Path, int], ...] = ()  # of the files that the tasks are about, as they are at home
+
+    def __reduce__(self) -> tuple[Callable[..., _Work[Task, Result]], tuple[Any, ...]]:
+        raw, paths = _pickled((self.function, self.tasks))
+        return _unpickled, (raw, self.home, self.abroad, tuple(_sizes(paths)))
 
     def __call__(self) -> list[Result]:
         """The results. MissingError where this process does not see the files that the other one sees."""
@@ -108,11 +117,41 @@ class _Work(Generic[Task, Result]):
         _work_alone()
         files.learn(self.abroad)
         try:
+            for path, size in self.sizes:
+                if (found := os.stat(path).st_size) != size:
+                    raise MissingError(f"{path}: has {found:,} bytes, not {size:,}")
             with one_blas_thread():
                 return [self.function(task) for task in self.tasks]
         except (MissingError, FileNotFoundError, PermissionError) as error:
             where = "workers need every file under the path that it has here, or a URL such as s3://"
             raise MissingError(f"{_said(error)}, on {_here()[0]}: {where}") from None
+
+
+def _pickled(value: object) -> tuple[bytes, list[Path]]:
+    """A value, in which paths are absolute, and those paths: other processes may work in other folders."""
+    paths: dict[Path, None] = {}
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, obj: object) -> Any:
+            if not isinstance(obj, Path):
+                return NotImplemented
+            paths[obj.absolute()] = None
+            return Path, (os.fspath(obj.absolute()),)
+
+    buffer = io.BytesIO()
+    Pickler(buffer).dump(value)
+    return buffer.getvalue(), list(paths)
+
+
+def _unpickled(raw: bytes, *others: Any) -> _Work[Any, Any]:
+    return _Work(*pickle.loads(raw), *others)
+
+
+def _sizes(paths: list[Path]) -> Iterator[tuple[Path, int]]:
+    for path in paths:
+        if not files.is_elsewhere(path):
+            with contextlib.suppress(OSError):  # who reads it will say so
+                yield path, os.stat(path).st_size
 
 
 @functools.cache

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from weightkit.cli.output import Json, ModelPath, emit, progress, say, width
+from weightkit.cli.output import Cluster, Json, ModelPath, emit, progress, say, width, workers
 from weightkit.report import units
 from weightkit.report.tables import Column, table
 
 
-def check(model: ModelPath, json: Json = False) -> int:
+def check(model: ModelPath, cluster: Cluster = None, json: Json = False) -> int:
     """Check a checkpoint: headers, shards, index, config against shapes, NaN and Inf. Exit 1 on a fault."""
     from weightkit.model import open_model
 
     opened = open_model(model)  # what is not available for it is among the findings
-    with progress("reading tensor") as report:
-        result = opened.check(progress=report)
+    with workers(cluster) as executor, progress("reading tensor") as report:
+        result = opened.check(executor=executor, progress=report)
     if json:
         emit(
             "check",

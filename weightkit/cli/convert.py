@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from weightkit.cli.output import Json, ModelPath, UsageError, emit, note_new_folders, open_model, say
+from weightkit.cli.output import (
+    Cluster,
+    Json,
+    ModelPath,
+    UsageError,
+    emit,
+    note_new_folders,
+    open_model,
+    progress,
+    say,
+    workers,
+)
 from weightkit.report import units
 
 Out = Annotated[
@@ -30,6 +42,7 @@ DTypeName = Annotated[
 ShardSize = Annotated[str, typer.Option("--shard-size", metavar="SIZE", help="Most bytes of one file, as in 500MB.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")]
 
+SINGLE = (".npz", ".h5", ".hdf5", ".gguf")  # formats whose files are written from their beginning to their end
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
@@ -39,12 +52,17 @@ def convert(
     dtype: DTypeName = None,
     shard_size: ShardSize = "5GB",
     force: Force = False,
+    cluster: Cluster = None,
     json: Json = False,
 ) -> None:
     """Write a model in another format, type or number of files; rounding is to nearest even."""
     opened = open_model(model)
     note_new_folders(out)
-    path = opened.convert(out, dtype=dtype, shard_bytes=_bytes(shard_size), force=force)
+    size = _bytes(shard_size)
+    if cluster is not None and Path(out).suffix in SINGLE:
+        raise UsageError(f"--cluster: {out} is written by one process; name a folder, or a .safetensors file")
+    with workers(cluster) as executor, progress("writing", "bytes") as report:
+        path = opened.convert(out, dtype=dtype, shard_bytes=size, force=force, executor=executor, progress=report)
     files = sorted(p for p in path.iterdir()) if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)
     if json:

@@ -6,7 +6,21 @@ import dataclasses
 from typing import Any
 
 from weightkit.analysis.compare import Changed, Diff
-from weightkit.cli.output import After, Before, Csv, Json, Markdown, emit, open_model, progress, rows, say, values_of
+from weightkit.cli.output import (
+    After,
+    Before,
+    Cluster,
+    Csv,
+    Json,
+    Markdown,
+    emit,
+    open_model,
+    progress,
+    rows,
+    say,
+    values_of,
+    workers,
+)
 from weightkit.errors import printable
 from weightkit.report import units
 from weightkit.report.tables import Column
@@ -14,13 +28,15 @@ from weightkit.report.tables import Column
 FIELDS = [field.name for field in dataclasses.fields(Changed)]
 
 
-def diff(a: Before, b: After, json: Json = False, csv: Csv = False, markdown: Markdown = False) -> int:
+def diff(
+    a: Before, b: After, cluster: Cluster = None, json: Json = False, csv: Csv = False, markdown: Markdown = False
+) -> int:
     """Compare two models weight by weight. Exit 0 if they are identical, 1 if they differ."""
     from weightkit.model import diff as compare
 
     first, second = open_model(a), open_model(b)
-    with progress("comparing tensor") as report:
-        found = compare(first, second, progress=report)
+    with workers(cluster) as executor, progress("comparing tensor") as report:
+        found = compare(first, second, executor=executor, progress=report)
     if json:
         emit("diff", **_fields(found))
     elif csv or markdown:

@@ -25,6 +25,8 @@ from weightkit.report.tables import Column, Line, csv_text, markdown, table
 from weightkit.report.tables import plain as plain_table
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from rich.console import Console
 
     from weightkit.model import Model
@@ -63,6 +65,13 @@ Threads = Annotated[
         min=1, metavar="N", callback=_use_threads, help="Threads to compute with; as many as processors, if not given."
     ),
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Work in other processes: tcp://host:port, a Dask scheduler, or local:N, N processes for this command.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Csv = Annotated[bool, typer.Option("--csv", help="The rows as CSV.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="The rows as a Markdown table.")]
@@ -97,6 +106,18 @@ def open_model(path: str) -> Model:
     model = open_model(path)
     NOTES.extend(model.notes)
     return model
+
+
+@contextmanager
+def workers(cluster: str | None) -> Iterator[Executor | None]:
+    """The executor that `--cluster` names; None, threads, without it."""
+    if cluster is None:
+        yield None
+        return
+    from weightkit.cluster import connect
+
+    with connect(cluster) as executor:
+        yield executor
 
 
 def given(context: typer.Context, *names: str) -> list[str]:

@@ -10,6 +10,7 @@ from weightkit.analysis.spectrum import VECTOR, Skipped, Spectrum
 from weightkit.cli.output import (
     NOTES,
     Address,
+    Cluster,
     Csv,
     Json,
     Markdown,
@@ -22,6 +23,7 @@ from weightkit.cli.output import (
     rows,
     say,
     width,
+    workers,
     write_parquet,
 )
 from weightkit.errors import one_line
@@ -39,6 +41,7 @@ def spectrum(
     full: Annotated[
         bool, typer.Option("--full", help="All singular values of the largest matrices, in gigabytes of memory.")
     ] = False,
+    cluster: Cluster = None,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -46,8 +49,8 @@ def spectrum(
 ) -> None:
     """Spectra of matrices: rank, stable rank, entropy, condition, energy, power law, Marchenko–Pastur law."""
     opened = open_model(model)
-    with progress("decomposing matrix") as report:
-        found = opened.spectrum(address, by_head=heads, shuffle=shuffle, full=full, progress=report)
+    with workers(cluster) as executor, progress("decomposing matrix") as report:
+        found = opened.spectrum(address, by_head=heads, shuffle=shuffle, full=full, executor=executor, progress=report)
     flat = [row.flat() for row in found.rows]
     values = ([*flat[0]] if flat else ["address"], [[plain(value) for value in row.values()] for row in flat])
     write_parquet(parquet, values)

@@ -11,6 +11,7 @@ import typer
 from weightkit.analysis.statistics import QUANTILES, Statistics
 from weightkit.cli.output import (
     Address,
+    Cluster,
     Csv,
     Json,
     Markdown,
@@ -26,6 +27,7 @@ from weightkit.cli.output import (
     rows,
     say,
     values_of,
+    workers,
     write_parquet,
 )
 from weightkit.report import units
@@ -51,6 +53,7 @@ def stats(
         list[str] | None,
         typer.Option(metavar="CONDITION", help="Only rows of which this is true, as in 'kurtosis > 10' or 'nan > 0'."),
     ] = None,
+    cluster: Cluster = None,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -64,8 +67,10 @@ def stats(
     if by not in (None, *KINDS):
         raise UsageError(f"--by {by}: one of {', '.join(KINDS)}")
     opened = open_model(model)
-    with progress("reading", "bytes") as report:
-        found: list[Statistics] = opened.statistics(address, by=by, cache=not no_cache, progress=report)
+    with workers(cluster) as executor, progress("reading", "bytes") as report:
+        found: list[Statistics] = opened.statistics(
+            address, by=by, cache=not no_cache, executor=executor, progress=report
+        )
     found = [row for row in found if all(_is_true(row, *test) for test in tests)]
     if sort is not None:
         found.sort(key=lambda row: -_number(row, sort))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from weightkit import files, strictjson
 from weightkit.dtypes import DTYPES
 from weightkit.errors import FormatError
 from weightkit.formats.shard import MOST_DIMENSIONS, ShardFile, is_sensible
-from weightkit.tensor import BLOCK, Source, Tensor
+from weightkit.tensor import Source, Tensor
 
 SUFFIXES = (".safetensors",)
 TYPES = {name: dtype for name, dtype in DTYPES.items() if name != "C128"}  # which the format does not have
@@ -119,23 +118,16 @@ def _require_gapless(tensors: dict[str, Tensor], path: Path, data: int, size: in
         raise FormatError(f"{path}: {size - end:,} bytes at the end belong to no tensor")
 
 
-def write(path: Path, tensors: Sequence[tuple[str, Source]], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors under the given names, in blocks of bounded size."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+def header(tensors: Sequence[tuple[str, Source]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What a file of these tensors begins with; their bytes follow, one after another."""
+    values: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, source in tensors:
-        header[name] = {
+        values[name] = {
             "dtype": source.dtype.name,
             "shape": list(source.shape),
             "data_offsets": [end, end := end + source.nbytes],
         }
-    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    raw = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # so that the data is aligned
-    with open(path, "wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for _, source in tensors:
-            size = math.prod(source.shape)
-            for start in range(0, size, BLOCK):
-                file.write(source.read(start, min(start + BLOCK, size)).data)
-        file.flush()
-        os.fsync(file.fileno())
+    return len(raw).to_bytes(8, "little") + raw

@@ -10,24 +10,27 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightkit.checkpoint import CONFIG, TOKENIZER, Checkpoint
 from weightkit.dtypes import DTYPES, DType
 from weightkit.errors import SaveError, nearest
-from weightkit.formats import safetensors
+from weightkit.parallel import Progress
 from weightkit.registry import Registry
+from weightkit.surgery import shards
 from weightkit.surgery.cast import Cast
 from weightkit.surgery.hugging_face import assembled, relaid
 from weightkit.surgery.place import beside, companions, put, require_free, sync
+from weightkit.surgery.shards import Named
 from weightkit.tensor import Source, Tensor
 from weightkit.weight import Weight
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 SHARD_BYTES = 5_000_000_000
 FILES = (".safetensors", ".npz", ".h5", ".hdf5", ".gguf")  # what a destination may end in; else it is a folder
 DTYPES_BY_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-Named = tuple[str, Source]
 
 
 def convert(
@@ -38,13 +41,16 @@ def convert(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     force: bool = False,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a model to `out` and return its path.
 
     `out` is a file in the format that its name says (.safetensors, .npz, .h5, .gguf), else a folder of
     safetensors shards of at most `shard_bytes` with config and tokenizer. `dtype` is a type to cast all
-    floating-point weights to; without one they keep theirs, and packed ones become F32. Raises
-    SaveError or EditError, and the destination is as it was.
+    floating-point weights to; without one they keep theirs, and packed ones become F32. The executor writes
+    safetensors, to the same bytes as threads do; its workers need to see `out` under the same path. `progress` is
+    told bytes. Raises SaveError or EditError, and the destination is as it was.
     """
     if registry.packed_as is not None:
         raise SaveError(f"{checkpoint.path}: packed as {registry.packed_as}, which cannot be converted")
@@ -64,11 +70,13 @@ def convert(
     with beside(out) as scratch:
         if as_file:
             new = scratch / out.name
-            _write_file(new, tensors)
+            _write_file(new, tensors, executor, progress)
         else:
             new = scratch / "new"
             new.mkdir()
-            _write_folder(new, checkpoint, registry, tensors, shard_bytes)
+            cut = _cut(tensors, shard_bytes)
+            shards.write(_named(new, cut), executor=executor, progress=progress)
+            _write_beside(new, checkpoint, registry, cut)
         put(new, out, scratch)
     return out
 
@@ -139,7 +147,7 @@ def dtype_named(name: str) -> DType:
     return found
 
 
-def _write_file(path: Path, tensors: list[Named]) -> None:
+def _write_file(path: Path, tensors: list[Named], executor: Executor | None, progress: Progress | None) -> None:
     if path.suffix == ".npz":
         from weightkit.formats import npz
 
@@ -149,21 +157,22 @@ def _write_file(path: Path, tensors: list[Named]) -> None:
 
         hdf5.write(path, tensors)
     else:
-        safetensors.write(path, tensors, {"format": "pt"})
+        shards.write([(path, tensors)], executor=executor, progress=progress)
 
 
-def _write_folder(
-    folder: Path, checkpoint: Checkpoint, registry: Registry, tensors: list[Named], shard_bytes: int
-) -> None:
-    shards = _cut(tensors, shard_bytes)
-    if len(shards) == 1:
-        safetensors.write(folder / "model.safetensors", shards[0], {"format": "pt"})
-    else:
-        weight_map: dict[str, str] = {}
-        for number, shard in enumerate(shards, start=1):
-            name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            safetensors.write(folder / name, shard, {"format": "pt"})
-            weight_map |= {key: name for key, _ in shard}
+def _named(folder: Path, cut: list[list[Named]]) -> list[tuple[Path, list[Named]]]:
+    """Shards with the files that they go into."""
+    if len(cut) == 1:
+        return [(folder / "model.safetensors", cut[0])]
+    names = (f"model-{number:05}-of-{len(cut):05}.safetensors" for number in range(1, len(cut) + 1))
+    return [(folder / name, shard) for name, shard in zip(names, cut, strict=True)]
+
+
+def _write_beside(folder: Path, checkpoint: Checkpoint, registry: Registry, cut: list[list[Named]]) -> None:
+    """Write what lies beside the shards: their index, config, tokenizer, and the small files of the source."""
+    tensors = [named for shard in cut for named in shard]
+    if len(cut) > 1:
+        weight_map = {key: path.name for path, shard in _named(folder, cut) for key, _ in shard}
         total = sum(source.nbytes for _, source in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
