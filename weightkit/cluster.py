@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import tempfile
 import threading
 import warnings
@@ -89,11 +90,17 @@ def _started(where: str, count: int) -> Iterator[Any]:
                 memory_limit=0,  # it would count the pages of files that are mapped
                 dashboard_address=None,
                 silence_logs=logging.CRITICAL + 1,
+                preload=[__name__],
             )
         except Exception as error:
             raise ClusterError(f"{where}: cannot be started: {_line(error)}") from None
         with cluster:
             yield cluster
+
+
+def dask_setup(_worker: object) -> None:
+    """What Dask calls in each process that is started here: Ctrl-C is for who asked, who then ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _soon(make: Callable[[], T], where: str) -> T:
