@@ -100,8 +100,16 @@ class Model(Analysing, Tracing):
         """
         from weightkit.surgery.convert import convert
 
-        how = functools.partial(convert, dtype=dtype, shard_bytes=shard_bytes, force=force)
-        return how(self.checkpoint, self.registry, out, executor=executor, progress=progress)
+        return convert(
+            self.checkpoint,
+            self.registry,
+            out,
+            dtype=dtype,
+            shard_bytes=shard_bytes,
+            force=force,
+            executor=executor,
+            progress=progress,
+        )
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Write the model; only shards with an edit are rewritten. Raises SaveError, nothing lost."""
