@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from weightkit.dtypes import DTYPES, Array
 from weightkit.errors import EngineError
 from weightkit.kernels import Matrix, multiply
 from weightkit.parallel import processors
-from weightkit.threads import Crew, by_rows, crew, one_blas_thread, set_threads
+from weightkit.threads import WORTH_SHARING, Crew, by_rows, crew, one_blas_thread, set_threads
 
 random = np.random.default_rng(0)
 PLAIN = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -164,14 +165,21 @@ def test_the_crew_maps_with_any_number_of_threads(resized: Crew) -> None:
     for count in (1, 3):
         resized.resize(count)
         done: list[int] = []
-        resized.map(done.append, range(20))
+        resized.map(done.append, range(20), work=WORTH_SHARING)
         assert sorted(done) == list(range(20))
+
+
+def test_what_is_little_work_stays_with_who_asks(resized: Crew) -> None:
+    resized.resize(3)
+    threads: set[int] = set()
+    resized.map(lambda _: threads.add(threading.get_ident()), range(20), work=WORTH_SHARING - 1)
+    assert threads == {threading.get_ident()}
 
 
 def test_what_numpy_does_not_warn_of_here_it_does_not_in_other_threads(resized: Crew) -> None:
     resized.resize(2)
     with np.errstate(over="ignore"):
-        resized.map(lambda x: np.exp(x), [np.full(9, 1e3, np.float32)] * 4)
+        resized.map(lambda x: np.exp(x), [np.full(9, 1e3, np.float32)] * 4, work=WORTH_SHARING)
 
 
 @pytest.mark.parametrize("rows", [1, 300])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from threadpoolctl import ThreadpoolController
 
+WORTH_SHARING = 1 << 25  # multiplications, a millisecond: it can take as long until other threads are there
 PATIENCE = 30_000  # turns that a thread without work waits before it sleeps: about a millisecond
 
 
@@ -101,9 +102,12 @@ class Crew:
                 self._pool.shutdown()
                 self._pool = None
 
-    def map(self, function: Callable[[Any], None], tasks: Sequence[Any]) -> None:
-        """Call a function that releases the GIL for every task, by all threads."""
-        if self.size == 1 or len(tasks) < 2:
+    def map(self, function: Callable[[Any], None], tasks: Sequence[Any], work: int) -> None:
+        """Call a function that releases the GIL for every task, by all threads where there is `work` for them.
+
+        It is counted in multiplications, as in a product of matrices.
+        """
+        if self.size == 1 or len(tasks) < 2 or work < WORTH_SHARING:
             for task in tasks:
                 function(task)
             return
@@ -236,7 +240,7 @@ def by_rows(function: Callable[..., Array], *arrays: Array) -> Array:
     def some(first: int) -> None:
         out[first : first + step] = function(*(array[first : first + step] for array in flat))
 
-    crew.map(some, range(0, len(out), step))
+    crew.map(some, range(0, len(out), step), work=flat[0].size << 9)  # as an exponential takes so long
     return out.reshape(arrays[0].shape)
 
 

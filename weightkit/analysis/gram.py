@@ -62,12 +62,7 @@ def gram(pieces: Iterator[Array], side: int) -> Array:
             last = min(first + STRIP, side)
             total[first:last, :last] += x[:, first:last].T @ x[:, :last]
 
-        strips = range(0, side, STRIP)[::-1]  # the longest first
-        if side > 4 * STRIP:
-            crew.map(add, strips)
-        else:
-            for first in strips:
-                add(first)
+        crew.map(add, range(0, side, STRIP)[::-1], work=len(x) * side * side // 2)  # the longest first
         if not np.isfinite(total.diagonal()).all():
             break  # it stays so
     return total

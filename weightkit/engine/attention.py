@@ -56,7 +56,7 @@ def attention(q: F32, k: F32, v: F32, how: Scores) -> F32:
         part = how if how.sinks is None else replace(how, sinks=how.sinks[own])
         _attend(q[:, own], k[:, head : head + 1], v[:, head : head + 1], part, out[:, own])
 
-    crew.map(attend, range(kv_heads))
+    crew.map(attend, range(kv_heads), work=2 * q.size * k.shape[2])
     return out
 
 

@@ -11,7 +11,7 @@ from weightkit.engine.tokenizer import LosesPlaceError, Tokenizer
 from weightkit.errors import EngineError
 
 PART = 1 << 16  # characters that are read at a time
-MOST_WHOLE = 16 << 20  # bytes of a file whose ids are held, where its tokenizer cannot read it in pieces
+MOST_WHOLE = 1 << 20  # bytes of a file whose ids are held, where its tokenizer cannot read it in pieces
 
 
 class TextFile:

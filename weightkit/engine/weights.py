@@ -94,7 +94,8 @@ class Weights:
         if len(x) <= FEW and len(stored) == len(rows):
             return [found.in_order(y) for found, y in zip(stored, multiply(x, [r.matrix for r in stored]), strict=True)]
         made = [self._blocks(x, address) for address in addresses]
-        crew.map(lambda task: task(), [task for _, tasks in made for task in tasks])
+        work = sum(x.size * y.shape[1] for y, _ in made)
+        crew.map(lambda task: task(), [task for _, tasks in made for task in tasks], work)
         return [y if found is None else found.in_order(y) for found, (y, _) in zip(rows, made, strict=True)]
 
     def _blocks(self, x: F32, address: str) -> tuple[F32, list[Callable[[], None]]]:
