@@ -23,6 +23,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import spectrum
+import workers
 from main_job import run, sparse_file
 
 ROUNDS = 5
@@ -137,6 +138,7 @@ def statistics_rows(folder: Path, gigabytes: float) -> Iterator[tuple[str, float
     path = random_file(folder / "random.safetensors", max(1, round(gigabytes * 1e9 / (2 * SIDE * SIDE))))
     yield from compare(path)
     yield f"MB of anonymous memory, {path.stat().st_size / 1e9:.1f} GB", memory(path), "under 300"
+    yield from workers.two_against_one(folder / "matrices.safetensors")
     holes = folder / "holes.safetensors"
     sparse_file(holes, {f"t{i}": (SIDE * 4, SIDE * 4) for i in range(round(gigabytes * 8))})
     yield f"MB of anonymous memory, {holes.stat().st_size / 1e9:.0f} GB sparse", memory(holes), "under 300"
