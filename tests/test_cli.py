@@ -192,18 +192,19 @@ def test_diff_says_what_the_config_says(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_measure_says_where_a_model_ends_in_nan(cli: Cli, pair: dict[str, Path], tmp_path: Path) -> None:
-    tensors = weights(CONFIGS["llama"])
-    tensors["model.layers.1.mlp.up_proj.weight"][3] = np.nan
-    done = cli("measure", pair["A"], write(tmp_path, tensors=tensors), "--ids", "1,2,3", "--json")
-    assert done.json["nll_b"] is None
-    assert "note: B: the model's output is not finite: the first NaN appears at layers.1.ffn" in done.err
+    for name, at in (("model.layers.1.mlp.up_proj.weight", "layers.1.ffn"), ("lm_head.weight", "logits")):
+        tensors = weights(CONFIGS["llama"])
+        tensors[name][3] = np.nan
+        done = cli("measure", pair["A"], write(tmp_path / at, tensors=tensors), "--ids", "1,2,3")
+        assert (done.code, done.out) == (2, "")
+        assert f"error: B: the model's output is not finite: the first NaN appears at {at}" in done.err
 
 
-def test_models_whose_logits_alone_are_nan_part(cli: Cli, tmp_path: Path) -> None:
-    a = write(tmp_path / "a")
+def test_an_edit_of_a_model_with_nan_is_made_and_measured(cli: Cli, tmp_path: Path) -> None:
     tensors = weights(CONFIGS["llama"])
-    tensors["lm_head.weight"][50] = np.nan
-    done = cli("measure", a, write(tmp_path / "b", tensors=tensors), "--ids", "1,2,3")
+    tensors["lm_head.weight"][3] = np.nan
+    done = cli("edit", write(tmp_path / "a", tensors=tensors), "--zero", "norm", "--ids", "1,2", "-o", tmp_path / "b")
+    assert done.code == 0
     assert "streams part       only after the last layer" in done.out
     assert "note: B: the model's output is not finite: the first NaN appears at logits" in done.err
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from weightkit.cli.measure import measure_on
-from weightkit.cli.output import Json, ModelPath, UsageError, emit, note_new_folders, open_model, say, width
+from weightkit.cli.output import NOTES, Json, ModelPath, UsageError, emit, note_new_folders, open_model, say, width
 from weightkit.cli.prompts import TokenIds
 from weightkit.report import units
 from weightkit.report.tables import Column, table
@@ -49,6 +49,7 @@ def edit(
     base = open_model(model)
     edited = base.apply(*edits)
     measured = measure_on(base, edited, measure or [], ids or []) if measure or ids else None
+    NOTES.extend(measured.faults if measured else [])
     saved = None
     if output and not dry_run:
         note_new_folders(output)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightkit.cli.output import (
-    NOTES,
     After,
     Before,
     Json,
@@ -69,6 +68,8 @@ def measure(
     measured = measure_on(
         first, second, text or ([] if ids else prompt or []), ids or [], window=window, overlap=overlap
     )
+    if measured.faults:
+        raise EngineError("; ".join(measured.faults))
     written = [side_by_side(first, second, start, max_tokens) for start in prompt or []]
     if json:
         emit("measure", **measured.fields(), continuations=written)
@@ -86,6 +87,7 @@ class Measured:
     effect: Effect
     names: list[str]  # of the texts
     texts: list[Ids]
+    faults: list[str]  # of models that predict nothing
 
     def fields(self) -> dict[str, Any]:
         """The JSON fields."""
@@ -154,10 +156,10 @@ def measure_on(
     with progress("predicting token") as report:
         effect = compare(a, b, ids=sequences, window=window, overlap=overlap, progress=report)
     longest = max(sequences, key=len)
-    for name, model, nll in (("A", a, effect.nll_a), ("B", b, effect.nll_b)):
-        if not math.isfinite(nll):
-            NOTES.append(f"{name}: {_fault(model, list(islice(longest, WINDOW)))}")
-    return Measured(a, effect, names, sequences)
+    start = list(islice(longest, WINDOW))
+    both = (("A", a, effect.nll_a), ("B", b, effect.nll_b))
+    faults = [f"{name}: {_fault(model, start)}" for name, model, nll in both if not math.isfinite(nll)]
+    return Measured(a, effect, names, sequences, faults)
 
 
 def _fault(model: Model, ids: list[int]) -> str:
