@@ -137,14 +137,23 @@ def _require_same(client: Any, where: str) -> None:
         said = client.run(versions, on_error="return")
     except Exception as error:
         raise ClusterError(f"{where}: has no workers: {_line(error)}") from None
-    for worker, found in said.items():
-        if isinstance(found, ModuleNotFoundError):
-            raise ClusterError(f"{where}: worker {worker} does not have {found.name}; install weightkit there")
-        if isinstance(found, BaseException):
-            raise ClusterError(f"{where}: worker {worker} cannot work: {_line(found)}")
-        for name, version in versions().items():
-            if found[name] != version:
-                raise ClusterError(f"{where}: worker {worker} has {name} {found[name]}, here is {version}")
+    try:
+        said["scheduler"] = client.run_on_scheduler(versions)  # which unpacks tasks before workers do
+    except Exception as error:
+        said["scheduler"] = error
+    for process, found in said.items():
+        _require(f"{where}: {process if process == 'scheduler' else f'worker {process}'}", found)
+
+
+def _require(who: str, found: dict[str, str] | BaseException) -> None:
+    """Raise ClusterError unless the versions that a process has are those that are here."""
+    if isinstance(found, ModuleNotFoundError):
+        raise ClusterError(f"{who} does not have {found.name}; install weightkit there")
+    if isinstance(found, BaseException):
+        raise ClusterError(f"{who} cannot work: {_line(found)}")
+    for name, version in versions().items():
+        if found[name] != version:
+            raise ClusterError(f"{who} has {name} {found[name]}, here is {version}")
 
 
 def versions() -> dict[str, str]:

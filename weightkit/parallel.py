@@ -87,7 +87,7 @@ def _results(future: Future[list[Result]]) -> list[Result]:
     try:
         return future.result()
     except (BrokenExecutor, CancelledError) as error:
-        raise ClusterError(f"the processes that worked are gone: {error or type(error).__name__}") from None
+        raise ClusterError(f"the processes that worked are gone: {str(error) or type(error).__name__}") from None
 
 
 def _here() -> tuple[str, int]:
@@ -96,22 +96,36 @@ def _here() -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class _Work(Generic[Task, Result]):
-    """Some tasks, to be done here or in another process, which is told what it needs to know."""
+    """Some tasks, to be done here or, as what it pickles as, in another process."""
 
     function: Callable[[Task], Result]
     tasks: Sequence[Task]
     home: tuple[str, int]  # where they come from
     abroad: files.Abroad
-    sizes: tuple[tuple[Path, int], ...] = ()  # of the files that the tasks are about, as they are at home
 
-    def __reduce__(self) -> tuple[Callable[..., _Work[Task, Result]], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[type[_Sent], tuple[Any, ...]]:
         raw, paths = _pickled((self.function, self.tasks))
-        return _unpickled, (raw, self.home, self.abroad, tuple(_sizes(paths)))
+        return _Sent, (raw, self.home, self.abroad, tuple(_sizes(paths)))
 
     def __call__(self) -> list[Result]:
+        """The results."""
+        return [self.function(task) for task in self.tasks]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Work that came from another process, with what has to be known to do it; unpacked by who does it."""
+
+    raw: bytes
+    home: tuple[str, int]
+    abroad: files.Abroad
+    sizes: tuple[tuple[Path, int], ...]  # of the files that the tasks are about, as they are at home
+
+    def __call__(self) -> list[Any]:
         """The results. MissingError where this process does not see the files that the other one sees."""
+        function, tasks = pickle.loads(self.raw)
         if self.home == _here():
-            return [self.function(task) for task in self.tasks]
+            return [function(task) for task in tasks]
         from weightkit.threads import one_blas_thread
 
         _work_alone()
@@ -121,7 +135,7 @@ class _Work(Generic[Task, Result]):
                 if (found := os.stat(path).st_size) != size:
                     raise MissingError(f"{path}: has {found:,} bytes, not {size:,}")
             with one_blas_thread():
-                return [self.function(task) for task in self.tasks]
+                return [function(task) for task in tasks]
         except (MissingError, FileNotFoundError, PermissionError) as error:
             where = "workers need every file under the path that it has here, or a URL such as s3://"
             raise MissingError(f"{_said(error)}, on {_here()[0]}: {where}") from None
@@ -141,10 +155,6 @@ def _pickled(value: object) -> tuple[bytes, list[Path]]:
     buffer = io.BytesIO()
     Pickler(buffer).dump(value)
     return buffer.getvalue(), list(paths)
-
-
-def _unpickled(raw: bytes, *others: Any) -> _Work[Any, Any]:
-    return _Work(*pickle.loads(raw), *others)
 
 
 def _sizes(paths: list[Path]) -> Iterator[tuple[Path, int]]:
