@@ -98,7 +98,10 @@ def test_workers_give_the_same_to_the_bit(tmp_path: Path, workers: Executor, fam
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_sums_do_not_depend_on_how_many_threads_blas_has(tmp_path: Path, verb: str) -> None:
+def test_sums_do_not_depend_on_how_many_threads_blas_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # of the other process
     a = wk.open(write_file(tmp_path / "a.safetensors", {"w": random("F32", 90_000).reshape(300, 300)}))
     b = wk.open(write_file(tmp_path / "b.safetensors", {"w": random("F32", 90_000).reshape(300, 300) * np.float32(3)}))
     if "head" in verb:
