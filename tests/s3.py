@@ -12,10 +12,11 @@ import pytest
 @contextmanager
 def s3_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of what is in a folder, as the environment lets this process and its children read it."""
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
     moto_server = pytest.importorskip("moto.server")
     import boto3
 
+    s3fs.S3FileSystem.clear_instance_cache()  # one of an earlier test would go on asking its server
     running = moto_server.ThreadedMotoServer(port=0)
     running.start()
     host, port = running.get_host_and_port()
