@@ -14,7 +14,7 @@ import weightkit as wk
 from weightkit.cluster import connect
 
 ROUNDS = 3
-MATRICES, SIDE = 12, 1536
+MATRICES, SIDE = 24, 1536
 
 
 def matrices(path: Path) -> Path:
