@@ -95,11 +95,19 @@ class Block:
 
     # ── attention ──────────────────────────────────────────────────────────────────────────────────
 
+    def turn(self, layer: int, most: Turn | None, windowed: Turn | None) -> Turn | None:
+        """How a layer turns queries and keys: as most layers do, as those with a window, or not at all."""
+        if layer in self.config.unrotated:
+            return None
+        return windowed if self.config.window(layer) and windowed is not None else most
+
+    def scale(self, layer: int) -> float:
+        """What the scores of a layer are multiplied by."""
+        return self.config.attention_scale / (layer + 1 if self.config.scale_by_layer else 1)
+
     def _attend(self, x: F32, at: str, layer: int, run: Run) -> F32:
         config = self.config
-        window = config.window(layer)
-        turn = run.window_turn if window and run.window_turn is not None else run.turn
-        turn = None if layer in config.unrotated else turn
+        turn = self.turn(layer, run.turn, run.window_turn)
         if config.latent:
             q, k, v = latent.project(x, at, self.weights, config, config.latent, turn)
         else:
@@ -110,8 +118,8 @@ class Block:
         q, k, v = run.tap(f"{at}.q", q), run.tap(f"{at}.k", k), run.tap(f"{at}.v", v)
         pairs = run.cache.extend(at, k, v) if run.causal else [(k, v)]
         how = Scores(
-            config.attention_scale / (layer + 1 if config.scale_by_layer else 1),
-            window,
+            self.scale(layer),
+            config.window(layer),
             run.causal,
             config.score_cap,
             run.bias,

@@ -160,13 +160,14 @@ class Program:
         for y, name, heads in zip(made, names, counts, strict=True):
             self._head_norm(y, f"{name}.norm", heads)
         q, k, v = (y.reshape(self._batch, heads, -1) for y, heads in zip(made, counts, strict=True))
-        window = config.window(layer)
-        turn = self._turns[1] if window and self._turns[1] is not None else self._turns[0]
-        turn = None if layer in config.unrotated else turn
-        scale = config.attention_scale / (layer + 1 if config.scale_by_layer else 1)
+        turn, scale, window = (
+            self._block.turn(layer, *self._turns),
+            self._block.scale(layer),
+            config.window(layer) or ALL,
+        )
         y = self._buffer("attn.heads", config.heads * v.shape[2])
-        number, turning = len(self._jobs), self._turning(names[:2], turn)
-        self._attentions.append(_Attention(at, number, window or ALL, (q, k, v), turn, turning, scale, y))
+        number, turning, scale = len(self._jobs), self._turning(names[:2], turn), self._block.scale(layer)
+        self._attentions.append(_Attention(at, number, window, (q, k, v), turn, turning, scale, y))
         self._jobs.append(Job(0, []))  # until it is known where keys and values are
         return self._linears(y, f"{at}.o")[0]
 
