@@ -169,9 +169,13 @@ class Job:
 
         numbers = np.zeros(compiled.DESK, np.int64)
         numbers[0] = self.parts
+        self.write(numbers)
+        return numbers
+
+    def write(self, numbers: Any) -> None:
+        """Put the arguments of the products where they lie on a desk."""
         for start, arguments in zip(_starts(), self.products, strict=False):
             numbers[start : start + len(arguments)] = arguments
-        return numbers
 
 
 @functools.cache
@@ -189,14 +193,13 @@ class Desk:
         from weightkit import compiled
 
         self._numbers = (ctypes.c_int64 * compiled.DESK)()
-        self._starts, self._leave = _starts(), compiled.LEAVE
+        self._leave = compiled.LEAVE
         self._address = ctypes.addressof(self._numbers)
         self._run, self._share, self._run_all = compiled.sharing()
 
     def run(self, job: Job) -> None:
         """Do a job."""
-        for start, arguments in zip(self._starts, job.products, strict=False):
-            self._numbers[start : start + len(arguments)] = arguments
+        job.write(self._numbers)
         self._run(self._address, job.parts)
 
     def run_all(self, jobs: NDArray[np.int64]) -> None:
