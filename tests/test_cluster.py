@@ -353,7 +353,7 @@ def test_workers_that_do_not_see_the_file(
 
 def test_another_file_under_the_same_path_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_file(tmp_path / "m.safetensors", {"w": random("F32")})
-    work = parallel._Work(len, [wk.open(path).select()], ("elsewhere", 1), ())
+    work = parallel._Batch(len, [wk.open(path).select()], ("elsewhere", 1), ())
     again = pickle.loads(pickle.dumps(work))
     assert again() == [1]
     path.write_bytes(path.read_bytes() + b"more")

@@ -56,6 +56,31 @@ def in_order(
         threads.shutdown(wait=False, cancel_futures=True)
 
 
+class Work:
+    """Tasks of one pass or several, of any sizes, told to one progress: how much of what is known of is done.
+
+    What turns out to be needed on the way adds to it.
+    """
+
+    def __init__(self, executor: Executor | None, progress: Progress | None, expected: int = 0) -> None:
+        self.executor = executor
+        self.progress = progress
+        self.done = 0
+        self.known = expected  # by now, of this pass and those to come
+
+    def map(
+        self, function: Callable[[Task], Result], tasks: Sequence[Task], sizes: Sequence[int] | None = None
+    ) -> Iterator[Result]:
+        """`map(function, tasks)` over the executor; `sizes` is how much work each task is, 1 if not given."""
+        results = in_order(function, tasks, executor=self.executor)
+        for result, size in zip(results, sizes or [1] * len(tasks), strict=True):
+            yield result
+            self.done += size
+            self.known = max(self.known, self.done)
+            if self.progress is not None:
+                self.progress(self.done, self.known)
+
+
 AHEAD = 256  # futures whose results are not taken yet: of a million tasks, those would be heavy
 MOST_FUTURES = 1 << 13  # where there are more tasks, each future is several: to hand one out can take a millisecond
 
@@ -69,7 +94,7 @@ def _windowed(
     taken = 0
     try:
         for first in range(0, len(tasks), step):
-            waiting.append(executor.submit(_Work(function, tasks[first : first + step], home, abroad)))
+            waiting.append(executor.submit(_Batch(function, tasks[first : first + step], home, abroad)))
             while len(waiting) >= AHEAD or (waiting and first + step >= len(tasks)):
                 for result in _results(waiting.popleft()):
                     taken += 1
@@ -95,7 +120,7 @@ def _here() -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class _Work(Generic[Task, Result]):
+class _Batch(Generic[Task, Result]):
     """Some tasks, to be done here or, as what it pickles as, in another process."""
 
     function: Callable[[Task], Result]

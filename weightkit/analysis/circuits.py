@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weightkit.analysis.heads import Head, heads
-from weightkit.analysis.work import Work
 from weightkit.dtypes import Array
 from weightkit.errors import AddressError
-from weightkit.parallel import Progress
+from weightkit.parallel import Progress, Work
 from weightkit.registry import Registry
 from weightkit.tensor import BLOCK
 from weightkit.threads import one_blas_thread

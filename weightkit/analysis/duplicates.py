@@ -10,8 +10,8 @@ import numpy as np
 
 from weightkit.analysis.finding import Finding, finding, strongest
 from weightkit.analysis.heads import Head
-from weightkit.analysis.work import Work
 from weightkit.dtypes import Array
+from weightkit.parallel import Work
 from weightkit.weight import Selection, Weight
 
 ALIKE = 0.95

@@ -17,11 +17,10 @@ from weightkit.analysis.heads import heads
 from weightkit.analysis.profile import TOLD, Profile, profile
 from weightkit.analysis.scan import scan, together
 from weightkit.analysis.untrained import untrained
-from weightkit.analysis.work import Work
 from weightkit.architectures.parts import Role
 from weightkit.dtypes import Array
 from weightkit.errors import AddressError
-from weightkit.parallel import Progress
+from weightkit.parallel import Progress, Work
 from weightkit.registry import Registry
 from weightkit.weight import Selection, Weight
 

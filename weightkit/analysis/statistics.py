@@ -18,7 +18,7 @@ from weightkit.analysis import reading, tally
 from weightkit.analysis.remembered import remembered
 from weightkit.analysis.summary import ExactMoments, Sum, Summary, Table
 from weightkit.dtypes import Array
-from weightkit.parallel import Progress, in_order
+from weightkit.parallel import Progress, Work
 from weightkit.weight import Selection
 
 if TYPE_CHECKING:
@@ -157,13 +157,11 @@ def _done(
     function: Callable[[_Task], Result], tasks: list[_Task], executor: Executor | None, progress: Progress | None
 ) -> Iterator[tuple[_Task, Result]]:
     """Tasks with their results; `progress` is told how many bytes of all are done."""
-    done, total = 0, sum(_bytes(task.part) for task in tasks)
     bundles = list(_bundles(tasks))
-    for bundle, results in zip(bundles, in_order(partial(_each, function), bundles, executor=executor), strict=True):
+    sizes = [sum(_bytes(task.part) for task in bundle) for bundle in bundles]
+    work = Work(executor, progress, sum(sizes))
+    for bundle, results in zip(bundles, work.map(partial(_each, function), bundles, sizes), strict=True):
         yield from zip(bundle, results, strict=True)
-        done += sum(_bytes(task.part) for task in bundle)
-        if progress is not None:
-            progress(done, total)
 
 
 def _each(function: Callable[[_Task], Result], bundle: list[_Task]) -> list[Result]:

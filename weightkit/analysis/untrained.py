@@ -18,8 +18,8 @@ from weightkit.analysis.finding import Finding, finding, strongest
 from weightkit.analysis.isolated import LEVEL
 from weightkit.analysis.lines import Lines
 from weightkit.analysis.rows import cosines, rows, spans
-from weightkit.analysis.work import Work
 from weightkit.dtypes import Array
+from weightkit.parallel import Work
 from weightkit.weight import Weight
 
 UNUSED = re.compile(r"unused|reserved|<extra_id|<pad_?\d|dummy", re.IGNORECASE)  # how such tokens are called

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightkit.formats.safetensors import header
-from weightkit.parallel import Progress, in_order
+from weightkit.parallel import Progress, Work
 from weightkit.surgery.place import sync
 from weightkit.tensor import BLOCK, Derived, Source, Tensor
 
@@ -52,11 +52,9 @@ def write(
     Workers of an executor write into the same files, so they need to see them under the same paths.
     """
     pieces = [piece for path, tensors in files for piece in _begun(path, tensors)]
-    done, total = 0, sum(piece.nbytes for piece in pieces)
-    for piece, _ in zip(pieces, in_order(_write, pieces, executor=executor), strict=True):
-        done += piece.nbytes
-        if progress is not None:
-            progress(done, total)
+    sizes = [piece.nbytes for piece in pieces]
+    for _ in Work(executor, progress, sum(sizes)).map(_write, pieces, sizes):
+        pass
     for path, _ in files:
         sync(path)
 
