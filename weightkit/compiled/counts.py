@@ -105,12 +105,15 @@ def _patterns(bits: int) -> str:
     )  # fmt: skip
 
 
-# One float32 at a time, -0 being 0, as m, 24 bits, times a power of two. Its upper 16 bits are counted.
-_SINGLE = """
+# The next float32, -0 being 0.
+_NEXT = """
   %p = getelementptr i32, ptr %at, i64 %i
   %stored = load i32, ptr %p, align 1
   %minus = icmp eq i32 %stored, -2147483648
-  %x = select i1 %minus, i32 0, i32 %stored
+  %x = select i1 %minus, i32 0, i32 %stored"""
+
+# As m, 24 bits, times a power of two. Its upper 16 bits are counted.
+_SINGLE = """
   %upper = lshr i32 %x, 16
   %bin = zext i32 %upper to i64
   {count}
@@ -181,7 +184,7 @@ def _add(value: str, kind: str, offset: int) -> str:
 def _singles() -> str:
     """Counts of the upper halves of float32, sums of powers by sign and exponent, and extremes."""
     adds = [_add("%m", "i64", 0), *(_add(f"%m{k}.wide", "i128", 2 * k - 2) for k in (2, 3, 4))]
-    many = _SINGLE.format(count="\n  ".join(_count("%bin", 0, "c")), sums=_SUMS + "".join(adds))
+    many = _NEXT + _SINGLE.format(count="\n  ".join(_count("%bin", 0, "c")), sums=_SUMS + "".join(adds))
     start = "\n  ".join(
         f"%{name} = getelementptr i64, ptr %extremes, i64 {i}"
         for i, name in enumerate(("infinities", "low", "high"), 1)
@@ -194,10 +197,6 @@ def _singles() -> str:
 
 # A number whose upper half is one of those asked for is counted by its lower half, in the table of that one.
 _LOWER = """
-  %p = getelementptr i32, ptr %at, i64 %i
-  %stored = load i32, ptr %p, align 1
-  %minus = icmp eq i32 %stored, -2147483648
-  %x = select i1 %minus, i32 0, i32 %stored
   %upper32 = lshr i32 %x, 16
   %upper = zext i32 %upper32 to i64
   %slot.at = getelementptr i8, ptr %slots, i64 %upper
@@ -216,7 +215,7 @@ next:"""
 
 
 def _lower_halves() -> str:
-    many = _LOWER.format(count="\n  ".join(_count("%here", 0, "c")))
+    many = _NEXT + _LOWER.format(count="\n  ".join(_count("%here", 0, "c")))
     return _ROWS.format(
         name="lower", tables="ptr %tables, ptr %slots", start="", each=1, last="%next", many=many, one="", finish="",
     )  # fmt: skip
