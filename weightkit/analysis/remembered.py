@@ -48,9 +48,9 @@ def folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "weightkit"
 
 
-def remembered(kind: type[T], selection: Selection, asked: object, make: Callable[[], T]) -> T:
-    """What `make` makes of a selection, or made of it before; `asked` is what else it depends on."""
-    key = _key(selection, (kind.__name__, asked))
+def remembered(kind: type[T], selection: Selection, asked: object, make: Callable[[], T], *, cache: bool) -> T:
+    """What `make` makes of a selection or, with `cache`, made of it before; `asked` is what else it depends on."""
+    key = _key(selection, (kind.__name__, asked)) if cache else None
     if key is None:
         return make()
     path = folder() / key[:2] / key[2:]

@@ -69,7 +69,7 @@ def scan(part: Selection, *, cache: bool = False) -> Scan:
         return fresh[0] if fresh else Summary.of(part.dtype, reading.stored(part))
 
     def summary() -> Summary:
-        return remembered(Summary, part, (), count) if cache else count()
+        return remembered(Summary, part, (), count, cache=cache)
 
     def read() -> Lines:
         lines = Lines.empty(part)
@@ -81,7 +81,7 @@ def scan(part: Selection, *, cache: bool = False) -> Scan:
     if part.dtype.bits > 32 and part.dtype.kind in ("float", "complex"):
         first = Scan(summary(), None)
         return Scan(first.summary, Lines.of(part, first.abs_max))
-    lines = remembered(Lines, part, (), read) if cache else read()
+    lines = remembered(Lines, part, (), read, cache=cache)
     return Scan(summary(), lines)
 
 

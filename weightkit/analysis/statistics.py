@@ -136,11 +136,11 @@ def _first(task: _Task) -> Summary:
     def make() -> Summary:
         return Summary.of(task.part.dtype, reading.stored(task.part))
 
-    return remembered(Summary, task.part, (), make) if task.cache else make()
+    return remembered(Summary, task.part, (), make, cache=task.cache)
 
 
 def _second(task: _Task) -> Table:
-    return remembered(Table, task.part, task.uppers, lambda: _whole_keys(task)) if task.cache else _whole_keys(task)
+    return remembered(Table, task.part, task.uppers, lambda: _whole_keys(task), cache=task.cache)
 
 
 def _whole_keys(task: _Task) -> Table:
