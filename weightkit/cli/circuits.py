@@ -19,7 +19,6 @@ from weightkit.cli.output import (
     open_model,
     progress,
     rows,
-    say,
     values_of,
     write_parquet,
 )
@@ -59,6 +58,5 @@ def circuits(
         Column("× random", right=True),
     ]
     cells = [(c.writer, c.reader, c.kind, units.real(c.score), units.real(c.score / random, 3)) for c in found]
-    rows(columns, cells, csv=csv, markdown_=markdown, values=values)
-    if not (csv or markdown):
-        say("", [(f"heads that have nothing to do with each other score about {units.real(random)}", "dim")])
+    below = f"heads that have nothing to do with each other score about {units.real(random)}"
+    rows(columns, cells, csv=csv, markdown_=markdown, values=values, below=below)

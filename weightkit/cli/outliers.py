@@ -65,6 +65,5 @@ def outliers(
         Column("why", below=True),
     ]
     cells = [(f.kind, f.address, units.real(f.value, 3), units.real(f.strength, 3), f.why) for f in shown]
-    rows(columns, cells, csv=csv, markdown_=markdown, values=values)
-    if len(found) > len(shown) and not (csv or markdown):
-        say("", [(f"{len(found) - len(shown):,} more; --top {len(found)} shows all", "dim")])
+    below = f"{len(found) - len(shown):,} more; --top {len(found)} shows all" if len(found) > len(shown) else ""
+    rows(columns, cells, csv=csv, markdown_=markdown, values=values, below=below)

@@ -186,19 +186,24 @@ def rows(
     csv: bool = False,
     markdown_: bool = False,
     values: Values | None = None,
+    below: str = "",
 ) -> None:
-    """Print rows: as a table, or as Markdown, or as CSV with the full values in `values`."""
+    """Print rows: as a table with a line below, or as Markdown, or as CSV with the full values in `values`."""
     if csv and markdown_:
         raise UsageError("--csv and --markdown: choose one")
     if csv:
         sys.stdout.write(csv_text(*(values or ([c.title for c in columns], cells))))
-    elif markdown_:
+        return
+    if markdown_:
         sys.stdout.write(markdown(columns, cells))
-    elif sys.stdout.isatty():
+        return
+    if sys.stdout.isatty():
         for line in table(columns, cells, width()):
             say(line)
     else:
         sys.stdout.writelines(plain_table(columns, cells))
+    if below:
+        say("", [(below, "dim")])
 
 
 def values_of(items: Iterable[Any], fields: Sequence[str]) -> Values:

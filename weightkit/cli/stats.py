@@ -25,7 +25,6 @@ from weightkit.cli.output import (
     plain,
     progress,
     rows,
-    say,
     values_of,
     workers,
     write_parquet,
@@ -121,9 +120,9 @@ def _table(found: list[Statistics], values: Values, *, csv: bool, markdown: bool
     counts = [name for name in ("zeros", "nan", "inf") if any(getattr(row, name) for row in found)]
     titles = ["mean", "std", "min", "median", "max", *(_TITLES.get(name, name) for name in counts), *named]
     columns = [Column(title, style="cyan", shrinks=True), *(Column(title, right=True) for title in titles)]
-    rows(columns, [_cells(row, counts, named) for row in found], csv=csv, markdown_=markdown, values=values)
-    if found and not counts and not (csv or markdown):
-        say("", [("no zeros, NaN or Inf", "dim")])
+    below = "no zeros, NaN or Inf" if found and not counts else ""
+    cells = [_cells(row, counts, named) for row in found]
+    rows(columns, cells, csv=csv, markdown_=markdown, values=values, below=below)
 
 
 _TITLES = {"nan": "NaN", "inf": "Inf"}

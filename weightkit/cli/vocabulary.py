@@ -19,7 +19,6 @@ from weightkit.cli.output import (
     plain,
     progress,
     rows,
-    say,
     write_parquet,
 )
 from weightkit.report import units
@@ -62,9 +61,7 @@ def vocabulary(
     ]
     both = zip_longest(found.highest, found.lowest)
     cells = [(*_cells(high), *_cells(low)) for high, low in both]
-    rows(columns, cells, csv=csv, markdown_=markdown, values=found.rows())
-    if not (csv or markdown):
-        say("", [(_MEANS[found.kind], "dim")])
+    rows(columns, cells, csv=csv, markdown_=markdown, values=found.rows(), below=_MEANS[found.kind])
 
 
 _TITLES = {
