@@ -11,7 +11,7 @@ import numpy as np
 
 from weightkit import files, formats
 from weightkit.analysis import costs
-from weightkit.analysis.compare import same_numbers
+from weightkit.analysis.same import same_numbers
 from weightkit.checkpoint import Checkpoint
 from weightkit.errors import FormatError, MissingError
 from weightkit.parallel import Progress, in_order

@@ -7,14 +7,12 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from weightkit.dtypes import Array
+from weightkit.analysis.differences import Differences
+from weightkit.analysis.same import same_numbers
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
-from weightkit.tensor import Source, place_of
 from weightkit.threads import one_blas_thread
-from weightkit.weight import Selection, Weight, same_in
+from weightkit.weight import Weight
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -28,13 +26,18 @@ class Changed:
 
     address: str
     name: str
-    l2: float  # norm of b - a
-    relative_l2: float  # that, over the norm of a
-    max_abs: float  # the largest |b - a|
-    cosine: float  # of the angle between a and b
-    changed_fraction: float  # of elements whose bits, or across types whose values, differ
-    dtypes: tuple[str, str]
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    l2: float = math.nan  # norm of b - a
+    relative_l2: float = math.nan  # that, over the norm of a
+    max_abs: float = math.nan  # the largest |b - a|
+    cosine: float = math.nan  # of the angle between a and b
+    changed_fraction: float = math.nan  # of elements whose bits, or across types whose values, differ
+    dtypes: tuple[str, str] = ("", "")
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    max_ulp: float = math.nan  # the largest distance of a and b, in numbers of their type that lie between
+    mean_ulp: float = math.nan  # the mean of these distances
+    left_out: int = 0  # pairs of which one is NaN or infinite, which no other number is of
+    role: str = ""
+    layer: int | None = None
     cause: dict[str, Any] | None = None
 
 
@@ -90,80 +93,27 @@ def compare(a: Weight, b: Weight) -> Changed | None:
     same_type = a.dtype == b.dtype
     if same_type and same_numbers(a, b):
         return None
-    row = functools.partial(Changed, a.address, a.name, dtypes=(a.dtype.name, b.dtype.name), shapes=(a.shape, b.shape))
+    row = functools.partial(
+        Changed,
+        address=a.address,
+        name=a.name,
+        dtypes=(a.dtype.name, b.dtype.name),
+        shapes=(a.shape, b.shape),
+        role=str(a.role),
+        layer=a.layer,
+    )
     if a.shape != b.shape:
-        return row(l2=math.nan, relative_l2=math.nan, max_abs=math.nan, cosine=math.nan, changed_fraction=math.nan)
-    sums = _Sums()
-    for region, x in Selection.of(a).blocks():
-        y = b.read(region)
-        differ = _bits_differ(x, y) if same_type else None
-        sums.add(a.dtype.decode(x, np.float64), b.dtype.decode(y, np.float64), differ)
-    norm_a, norm_b, l2 = math.sqrt(sums.aa), math.sqrt(sums.bb), math.sqrt(sums.dd)
+        return row()
+    sums = Differences.of(a, b)
+    norm_a, norm_b, l2 = (math.sqrt(sums.total(name)) for name in ("aa", "bb", "dd"))
+    compared = a.size - sums.total("bad")
     return row(
         l2=l2,
         relative_l2=l2 / norm_a if norm_a else math.nan,
-        max_abs=sums.largest,
-        cosine=max(-1.0, min(1.0, sums.ab / norm_a / norm_b)) if norm_a and norm_b else math.nan,
-        changed_fraction=sums.differ / max(1, a.size),
+        max_abs=sums.total("largest"),
+        cosine=max(-1.0, min(1.0, sums.total("ab") / norm_a / norm_b)) if norm_a and norm_b else math.nan,
+        changed_fraction=sums.total("differ") / max(1, a.size),
+        max_ulp=sums.total("steps") if same_type else math.nan,
+        mean_ulp=sums.total("steps_sum") / compared if same_type and compared else math.nan,
+        left_out=int(sums.total("bad")),
     )
-
-
-def same_sample(a: Weight, b: Weight) -> bool:
-    """Whether a few rows of two weights are the same to the bit, and say something: they are not all one number."""
-    if not all(same_in(a, b, region) for region in a.spots()):
-        return False
-    return any((x != x.flat[0]).any() for x in map(a.read, a.spots()))
-
-
-def same_numbers(a: Weight, b: Weight) -> bool:
-    """Whether two weights have the same numbers: to the bit or, across types, in their values."""
-    return a.shape == b.shape and (_same_place(a, b) or all(same_in(a, b, tile) for tile in a.tiles()))
-
-
-def _same_place(a: Weight, b: Weight) -> bool:
-    """Whether both are the same bytes of the same file."""
-    x, y = a.source, b.source
-    if x is None or y is None or a.layout != b.layout:
-        return False
-    where, there = place_of(x), place_of(y)
-    if where is None or there is None:
-        return x is y
-    return where == there and x.shape == y.shape and (x.path == y.path or _same_file(x, y))
-
-
-def _same_file(x: Source, y: Source) -> bool:
-    try:
-        return x.path.samefile(y.path)
-    except OSError:
-        return False
-
-
-def _bits_differ(x: Array, y: Array) -> Array:
-    bits = f"u{x.dtype.itemsize}"
-    return np.asarray(np.ascontiguousarray(x).view(bits) != np.ascontiguousarray(y).view(bits))
-
-
-@dataclass
-class _Sums:
-    aa: float = 0.0
-    bb: float = 0.0
-    ab: float = 0.0
-    dd: float = 0.0
-    largest: float = 0.0
-    differ: int = 0
-
-    def add(self, x: Array, y: Array, differ: Array | None) -> None:
-        if differ is None:
-            differ = (x != y) & ~(np.isnan(x) & np.isnan(y))
-        self.differ += int(differ.sum())
-        finite = np.isfinite(x) & np.isfinite(y)
-        if not finite.all():
-            x, y = x[finite], y[finite]
-        x, y = x.ravel(), y.ravel()
-        with np.errstate(over="ignore", invalid="ignore"):  # sums beyond float64 are inf
-            d = y - x
-            self.aa += float(x @ x)
-            self.bb += float(y @ y)
-            self.ab += float(x @ y)
-            self.dd += float(d @ d)
-            self.largest = max(self.largest, float(np.abs(d).max(initial=0.0)))

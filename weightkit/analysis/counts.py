@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from weightkit.analysis import costs
-from weightkit.analysis.compare import same_numbers, same_sample
+from weightkit.analysis.same import same_numbers, same_sample
 from weightkit.architectures.parts import Role
 from weightkit.config import Config
 from weightkit.dtypes import DTYPES
