@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,8 +134,11 @@ def open_model(path: str | Path) -> Model:
 def diff(a: Model, b: Model, *, executor: Executor | None = None, progress: Progress | None = None) -> Diff:
     """What differs between two models, weight by weight: by address where both have roles, else by name."""
     from weightkit.analysis.compare import diff
+    from weightkit.analysis.structure import metadata, tokens
 
-    return diff(a.registry, b.registry, executor=executor, progress=progress)
+    found = diff(a.registry, b.registry, executor=executor, progress=progress)
+    one, other = a.checkpoint, b.checkpoint
+    return replace(found, tokens=tokens(one, other), metadata=metadata(one.metadata, other.metadata))
 
 
 def measure(

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from weightkit.analysis.causes import cause
+from weightkit.analysis.causes.evidence import Evidence
+from weightkit.analysis.causes.layers import moved as moved_layers
+from weightkit.analysis.causes.layers import stacks
+from weightkit.analysis.causes.shapes import shapes
+from weightkit.analysis.causes.whole import Group, grouped, settle, share, told
 from weightkit.analysis.differences import Differences
 from weightkit.analysis.same import same_numbers
 from weightkit.parallel import Progress, in_order
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     import pandas as pd
+
+    from weightkit.analysis.structure import Tokens
 
 
 @dataclass(frozen=True)
@@ -50,11 +59,16 @@ class Diff:
     only_b: list[str]
     unchanged: int
     config: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # {field: (a, b)}
+    causes: list[Group] = field(default_factory=list)  # weights that changed in one way, the most numbers first
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)  # by stack, where layers are not where they were
+    sentence: str = ""  # what happened, in words
+    tokens: Tokens | None = None  # how the tokenizers differ
+    metadata: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)  # of the files; not what they are
 
     @property
     def identical(self) -> bool:
         """Whether the models have the same weights and compute the same with them."""
-        return not (self.changed or self.only_a or self.only_b or self.config)
+        return not (self.changed or self.only_a or self.only_b or self.config or self.tokens)
 
     def frame(self) -> pd.DataFrame:
         """One row per changed weight."""
@@ -74,14 +88,46 @@ def diff(a: Registry, b: Registry, *, executor: Executor | None = None, progress
     pairs = [(mine[k], theirs[k]) for k in both]
     with one_blas_thread():
         rows = list(in_order(_compare_pair, pairs, executor=executor, progress=progress))
-    changed = [row for row in rows if row is not None]
+        changed, moved = _together([row for row in rows if row is not None], mine, theirs)
+    groups = grouped(changed)
     return Diff(
         changed=changed,
         only_a=[w.address for k, w in mine.items() if k not in theirs and not w.alias],
         only_b=[w.address for k, w in theirs.items() if k not in mine and not w.alias],
         unchanged=len(rows) - len(changed),
         config=a.config.differences(b.config) if a.config and b.config else {},
+        causes=groups,
+        layers=moved,
+        sentence=told(groups, moved, theirs),
     )
+
+
+def _together(
+    rows: list[Changed], mine: Mapping[str, Weight], theirs: Mapping[str, Weight]
+) -> tuple[list[Changed], dict[str, dict[str, Any]]]:
+    """Rows with what only all of them tell of their causes; and the layers that are not where they were."""
+    share([row.cause for row in rows])
+    causes = settle([row.cause for row in rows], [math.prod(row.shapes[1]) for row in rows])
+    moved = _moved(causes, mine, theirs)
+    return [_with_cause(row, found, moved) for row, found in zip(rows, causes, strict=True)], moved
+
+
+def _moved(
+    causes: list[dict[str, Any] | None], mine: Mapping[str, Weight], theirs: Mapping[str, Weight]
+) -> dict[str, dict[str, Any]]:
+    """Layers are looked for elsewhere where there are more or fewer, or where some have become unrelated."""
+    unrelated = any(found is not None and found["kind"] == "replaced" for found in causes)
+    lengths = [{stack: len(found) for stack, found in stacks(weights).items()} for weights in (mine, theirs)]
+    return moved_layers(mine, theirs) if unrelated or lengths[0] != lengths[1] else {}
+
+
+def _with_cause(row: Changed, found: dict[str, Any] | None, moved: Mapping[str, dict[str, Any]]) -> Changed:
+    stack, layered, rest = row.address.partition("layers.")
+    origin = moved[stack + layered]["origin"] if layered and stack + layered in moved else []
+    number = int(rest.partition(".")[0]) if origin else 0
+    if number < len(origin) and origin[number] not in (None, number):
+        found = {"kind": "layers", "from": origin[number]}
+    return replace(row, cause=found)
 
 
 def _compare_pair(pair: tuple[Weight, Weight]) -> Changed | None:
@@ -103,11 +149,12 @@ def compare(a: Weight, b: Weight) -> Changed | None:
         layer=a.layer,
     )
     if a.shape != b.shape:
-        return row()
+        return row(cause=shapes(a, b))
     sums = Differences.of(a, b)
     norm_a, norm_b, l2 = (math.sqrt(sums.total(name)) for name in ("aa", "bb", "dd"))
     compared = a.size - sums.total("bad")
     return row(
+        cause=cause(Evidence(a, b, sums)),
         l2=l2,
         relative_l2=l2 / norm_a if norm_a else math.nan,
         max_abs=sums.total("largest"),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import textwrap
+from typing import Annotated, Any
+
+import typer
 
 from weightkit.analysis.compare import Changed, Diff
+from weightkit.analysis.rolled import Rolled, by_role
 from weightkit.cli.output import (
     After,
     Before,
@@ -19,19 +23,33 @@ from weightkit.cli.output import (
     rows,
     say,
     values_of,
+    width,
     workers,
 )
 from weightkit.errors import printable
 from weightkit.report import units
+from weightkit.report.charts import heat
 from weightkit.report.tables import Column
 
 FIELDS = [field.name for field in dataclasses.fields(Changed)]
 
 
+MOST = 20  # weights that only one has, which are named
+
+
 def diff(
-    a: Before, b: After, cluster: Cluster = None, json: Json = False, csv: Csv = False, markdown: Markdown = False
+    a: Before,
+    b: After,
+    detail: Annotated[bool, typer.Option("--detail", help="Every weight that differs, with its cause.")] = False,
+    cluster: Cluster = None,
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
 ) -> int:
-    """Compare two models weight by weight. Exit 0 if they are identical, 1 if they differ."""
+    """What differs between two models, how much, and what kind of change it is.
+
+    Exit code 0 if they are identical, 1 if they differ.
+    """
     from weightkit.model import diff as compare
 
     first, second = open_model(a), open_model(b)
@@ -43,7 +61,7 @@ def diff(
         values = values_of(found.changed, FIELDS)
         rows(COLUMNS, map(_cells, found.changed), csv=csv, markdown_=markdown, values=values)
     else:
-        _print(found)
+        _print(found, detail)
     return 0 if found.identical else 1
 
 
@@ -54,18 +72,33 @@ COLUMNS = [
     Column("relative", right=True, style="bold"),
     Column("max |Δ|", right=True),
     Column("cosine", right=True),
+    Column("cause"),
     Column("", style="dim"),
+]
+ROLES = [
+    Column("role", style="cyan"),
+    Column("weights", right=True),
+    Column("changed", right=True),
+    Column("L2", right=True),
+    Column("relative", right=True, style="bold"),
+    Column("max |Δ|", right=True),
+    Column("cause", shrinks=True),
 ]
 
 
 def _fields(found: Diff) -> dict[str, Any]:
     return {
         "identical": found.identical,
+        "sentence": found.sentence,
+        "causes": found.causes,
+        "layers": found.layers,
         "changed": found.changed,
         "only_a": found.only_a,
         "only_b": found.only_b,
         "unchanged": found.unchanged,
         "config": {name: {"a": a, "b": b} for name, (a, b) in found.config.items()},
+        "tokens": found.tokens,
+        "metadata": {key: {"a": a, "b": b} for key, (a, b) in found.metadata.items()},
     }
 
 
@@ -78,22 +111,76 @@ def _cells(row: Changed) -> list[str]:
         row.address,
         units.percent(row.changed_fraction),
         *(n.replace("nan", units.NONE) for n in numbers),
+        row.cause["kind"] if row.cause else units.NONE,
         note,
     ]
 
 
-def _print(found: Diff) -> None:
+def _print(found: Diff, detail: bool) -> None:
     if found.identical:
         say([("identical", "bold green"), (f": {units.plural(found.unchanged, 'weight')} to the bit", "")])
         return
-    for name, (a, b) in found.config.items():
-        say(f"config: {name} {printable(str(a))} → {printable(str(b))}")
-    for side, names in (("A", found.only_a), ("B", found.only_b)):
-        for address in names:
-            say(f"only in {side}: {printable(address)}")
-    if found.changed:
+    if found.sentence:
+        for line in textwrap.wrap(printable(found.sentence), width() or len(found.sentence) + 1):
+            say([(line, "bold")])
+        say("")
+    _structure(found)
+    if found.changed and detail:
         rows(COLUMNS, map(_cells, found.changed))
+    elif found.changed:
+        rows(ROLES, map(_role_cells, by_role(found.changed)))
+        _map(found)
     total = units.plural(len(found.changed) + found.unchanged, "weight")
     in_type = sum(row.changed_fraction == 0 for row in found.changed)
     only = f" ({in_type:,} in type only, with the same numbers)" if in_type else ""
     say("", f"{len(found.changed):,} of {total} differ{only}, {found.unchanged:,} are the same to the bit")
+    if found.changed and not detail:
+        say([("--detail shows each weight", "dim")])
+
+
+def _structure(found: Diff) -> None:
+    """What differs besides numbers."""
+    for name, (a, b) in found.config.items():
+        say(f"config: {name} {printable(str(a))} → {printable(str(b))}")
+    for key, (was, now) in found.metadata.items():
+        say(f"metadata: {printable(key)} {_text(was)} → {_text(now)}")
+    if found.tokens is not None:
+        changes = [f"{len(found.tokens.added):,} added", f"{len(found.tokens.removed):,} removed"]
+        sizes = f"{found.tokens.a:,} → {found.tokens.b:,} tokens"
+        say(f"tokenizer: {sizes}, {', '.join(changes)}, {found.tokens.moved:,} with another id")
+    for side, names in (("A", found.only_a), ("B", found.only_b)):
+        for address in names[:MOST]:
+            say(f"only in {side}: {printable(address)}")
+        if len(names) > MOST:
+            say(f"only in {side}: {len(names) - MOST:,} more")
+
+
+def _text(value: str | None) -> str:
+    text = printable(value or units.NONE)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _role_cells(role: Rolled) -> list[str]:
+    return [
+        role.role,
+        units.count(role.weights),
+        units.percent(role.changed_fraction),
+        units.real(role.l2),
+        units.percent(role.relative_l2),
+        units.real(role.max_abs),
+        ", ".join(role.causes),
+    ]
+
+
+def _map(found: Diff) -> None:
+    """Layers × roles, where there are layers."""
+    layers = sorted({row.layer for row in found.changed if row.layer is not None})
+    if len(layers) < 2:
+        return
+    shares: dict[str, dict[int, float]] = {}
+    for row in found.changed:
+        if row.layer is not None:
+            here = shares.setdefault(row.role, {})
+            here[row.layer] = max(here.get(row.layer, 0.0), row.relative_l2 if row.relative_l2 > 0 else 0.0)
+    say("", [("relative change by layer: · < 0.1 % ≤ ░ < 1 % ≤ ▒ < 10 % ≤ ▓ < 100 % ≤ █", "dim")])
+    say(*heat(shares, range(layers[-1] + 1), min(width() or 80, 80)))
