@@ -9,10 +9,10 @@ counts: what is exact before what is estimated, what needs sums before what need
 4. `permuted`: the lines of b are those of a in another order, as their Σx² are.
 5. `cast`: b is a rounded to another type.
 6. `scaled`: every row, every column, or all is a times a factor, to the rounding.
-7. `fake quantised`: the numbers of b lie on a grid in groups.
-8. `rows`: some lines changed and the others did not, more of them than chance leaves out.
-9. `sparse`: of the places where a change as large as these would show, few changed.
-10. `replaced`: b says less than a hundredth about a.
+7. `rows`: some lines changed and the others did not, more of them than chance leaves out.
+8. `sparse`: of the places where a change as large as these would show, few changed.
+9. `replaced`: b says less than a hundredth about a.
+10. `quantised` again: the numbers of b lie on a grid in groups.
 11. `low_rank`, and `direction` where that rank is one and is what a had in it.
 12. `noise`, as signs drawn at random give a change as large in no direction; else `trained`.
 """
@@ -35,10 +35,10 @@ ORDER: tuple[Test, ...] = (
     lines.permuted,
     storing.cast,
     lines.scaled,
-    storing.quantised,
     sparse.rows,
     sparse.sparse,
     dense.replaced,
+    storing.quantised,
     low_rank.low_rank,
     dense.noise_or_trained,
 )

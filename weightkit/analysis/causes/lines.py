@@ -114,10 +114,9 @@ def scaled(evidence: Evidence) -> Found | None:
     if not total or not np.isfinite(total) or sample.changed.sum() < 4:
         return None
     factor = float((sample.x * sample.y).sum()) / total
-    error = _error(sample, sample.changed.sum())
     everywhere = evidence.active.size == (evidence.sums.aa > 0).sum()
     if everywhere and sample.explains(factor * sample.x) and _all_columns(evidence):
-        return {"kind": "scaled", "axis": "all", "factor": short(factor, error)}
+        return {"kind": "scaled", "axis": "all", "factor": short(factor, _error(sample, sample.changed.sum()))}
     aa = evidence.sums.aa
     lines = np.divide(evidence.sums.ab, aa, out=np.ones(aa.size), where=aa > 0)
     if len(lines) > 1:

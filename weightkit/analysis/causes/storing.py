@@ -17,7 +17,7 @@ NF4 = (
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 )  # fmt: skip
 FEW = 4  # numbers that changed: fewer may be rounded by chance
-ROWS = 32  # that are held against a grid
+ROWS, FIRST = 32, 2  # that are held against a grid; and before these, so that most grids cost little
 
 
 def packed(evidence: Evidence) -> Found | None:
@@ -59,7 +59,8 @@ def quantised(evidence: Evidence) -> Found | None:
             size = group or y.shape[1]
             if size > y.shape[1] or (group == 0 and y.shape[1] != evidence.matrix[1]):
                 continue
-            if _fits(x, y, sample, levels, zero_point, size):
+            few = _fits(x[:FIRST], y[:FIRST], sample, levels, zero_point, size)
+            if few and _fits(x, y, sample, levels, zero_point, size):
                 named = {"group": size} if group and size != evidence.matrix[1] else {"group": "row"}
                 return {"kind": "quantised", "grid": grid, **_shared(named, y)}
     return None
