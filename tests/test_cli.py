@@ -39,6 +39,7 @@ COMMANDS: dict[str, list[str]] = {
     "check": ["A"],
     "convert": ["A", "C", "--force"],
     "diff": ["A", "B"],
+    "patch": ["make", "A", "B", "-o", "P", "--force"],
     "edit": ["A", "--zero", "layers.1.attn[head=1]", "--dry-run"],
     "run": ["A", "w1 w2"],
     "chat": ["A", "w1 w2", "-n", "3"],
@@ -86,7 +87,7 @@ def pair(tmp_path: Path) -> dict[str, Path]:
     models = {name: tokenizer(write(tmp_path / name, seed=seed)) for seed, name in enumerate("AB")}
     for folder in models.values():
         (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return models | {"C": tmp_path / "C"}
+    return models | {"C": tmp_path / "C", "P": tmp_path / "p.wkpatch"}
 
 
 def line(verb: str, pair: dict[str, Path]) -> list[object]:

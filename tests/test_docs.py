@@ -40,8 +40,18 @@ def test_python_runs(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.
     exec(compile(code, str(page), "exec"), {})
 
 
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages")
+
+
 @pytest.mark.parametrize(("page", "command", "shown"), COMMANDS)
-def test_commands_print_what_is_shown(page: str, command: str, shown: str, cli: Cli) -> None:
+def test_commands_print_what_is_shown(
+    page: str, command: str, shown: str, cli: Cli, together: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page's commands, one after another in one folder: one reads what another wrote."""
+    (together / page).mkdir(exist_ok=True)
+    monkeypatch.chdir(together / page)
     result = cli(*shlex.split(command))
     assert result.code in (0, 1)
     assert _rounded(result.out) == _rounded(shown)
@@ -61,7 +71,7 @@ def test_every_verb_has_a_chapter(verb: str) -> None:
     assert re.search(rf"^## {verb}$", TEXT[ROOT / "docs" / "commands.md"], re.MULTILINE)
 
 
-BY_NAME = "cause energy by_role by_layer by_dtype formulas quantiles rewritten linked config snapshots left".split()
+BY_NAME = "cause energy by_role by_layer by_dtype formulas quantiles rewritten linked config snapshots left facts".split()
 
 
 def _fields(value: object) -> Iterator[str]:
@@ -77,6 +87,7 @@ def _fields(value: object) -> Iterator[str]:
 
 CALLS = [
     "demo", "map M", "count M --explain", "list M", "show M layers.0.attn.q", "stats M", "check NAN", "diff M OTHER",
+    "patch make M OTHER -o PATCH", "patch apply PATCH M -o APPLIED", "patch conflicts PATCH PATCH",
     "convert M OUT", "edit M --zero norm --dry-run --ids 1,2", "run M w1 -n 1", "run MASKED w7[MASK]",
     "spectrum demo layers.0.attn --shuffle 0", "outliers NAN", "vocabulary M layers.0.ffn[neuron=3]", "circuits M",
     "chat M w1 -n 1", "trace M w1 --zero norm", "measure M OTHER --ids 1,2 --prompt w1",
@@ -93,6 +104,8 @@ def test_every_field_of_the_json_is_in_the_docs(cli: Cli, tmp_path: Path) -> Non
         "NAN": tiny.write(tmp_path / "nan", tensors=tensors),
         "MASKED": masked(tmp_path / "masked").checkpoint.path,
         "OUT": tmp_path / "out",
+        "PATCH": tmp_path / "p.wkpatch",
+        "APPLIED": tmp_path / "applied",
     }
     (places["M"] / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
     found: dict[str, set[str]] = defaultdict(set)

@@ -9,6 +9,7 @@ edited = model.apply(wk.zero("layers.0.attn[head=3]"))
 wk.diff(model, edited)
 wk.measure(model, edited, texts=["The capital of France is Paris."])
 edited.save("out/")
+wk.patch.make(model, edited).save("edit.wkpatch")
 model.trace("The capital of France is", capture=["layers.*.attn.pattern"])
 """
 
@@ -18,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightkit import patch as patch
     from weightkit.analysis.compare import Diff as Diff
     from weightkit.analysis.counts import Counts as Counts
     from weightkit.effect.changes import replace as replace
@@ -51,6 +53,7 @@ _HOMES = {
     "measure": ("model", "measure"),
     "noise": ("surgery.edits", "noise"),
     "open": ("model", "open_model"),
+    "patch": ("patch", ""),
     "replace": ("effect.changes", "replace"),
     "scale": ("surgery.edits", "scale"),
     "set": ("surgery.edits", "set_to"),
@@ -70,6 +73,7 @@ __all__ = [
     "measure",
     "noise",
     "open",
+    "patch",
     "replace",
     "scale",
     "set",
@@ -83,7 +87,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'weightkit' has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    value = getattr(importlib.import_module(f"weightkit.{module}"), attribute)
+    home = importlib.import_module(f"weightkit.{module}")
+    value = getattr(home, attribute) if attribute else home
     globals()[name] = value
     return value
 

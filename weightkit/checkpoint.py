@@ -51,6 +51,7 @@ class Checkpoint:
     listed: tuple[str, ...] = ()  # names that an index lists, where none of its shards is here
     notes: tuple[str, ...] = ()
     adapter: dict[str, Any] | None = None  # the adapter_config.json of a LoRA adapter
+    texts: dict[str, bytes | None] = field(default_factory=dict)  # small files that a patch changes; None: takes away
 
     @property
     def names(self) -> Collection[str]:
@@ -87,10 +88,14 @@ class Checkpoint:
     def tokenizer_path(self) -> Path | None:
         """The tokenizer.json beside the weights, if there is one."""
         path = self.folder / TOKENIZER
+        if TOKENIZER in self.texts and self.texts[TOKENIZER] is None:
+            return None
         return inside(self.folder, path) if path.exists() or path.is_symlink() else None
 
     def tokenizer(self) -> bytes | None:
         """The tokenizer.json, from the file beside the weights or made of what they say; None without one."""
+        if self.texts.get(TOKENIZER) is not None:
+            return self.texts[TOKENIZER]
         path = self.tokenizer_path
         if path is not None:
             return strictjson.read_bytes(path)
@@ -108,7 +113,9 @@ class Checkpoint:
     def chat_template(self) -> Any:
         """The chat template: the text of chat_template.jinja, or else as tokenizer_config.json has it; None without."""
         path = self.folder / CHAT_TEMPLATE
-        if not path.exists() and not path.is_symlink():
+        if (text := self.texts.get(CHAT_TEMPLATE)) is not None:
+            return text.decode("utf-8", "replace")
+        if CHAT_TEMPLATE in self.texts or (not path.exists() and not path.is_symlink()):
             return self.tokenizer_settings().get("chat_template")
         try:
             return strictjson.read_bytes(inside(self.folder, path)).decode("utf-8")
@@ -117,6 +124,10 @@ class Checkpoint:
 
     def beside(self, name: str) -> dict[str, Any] | None:
         """The JSON object in a small file beside the weights; None where there is no such file."""
+        if name in self.texts:
+            text = self.texts[name]
+            value = None if text is None else strictjson.parse(text, name)
+            return value if isinstance(value, dict) else None
         return _read_beside(self.folder, name)
 
     @property

@@ -91,7 +91,7 @@ class DType:
         Raises EditError where a finite number does not fit: a result that silently became infinity
         (or, in an integer type, another number) is never what was asked for.
         """
-        stored = self._round(values)
+        stored = self.rounded(values)
         back = self.decode(stored, np.float64)
         fits = (back == values) | (np.isnan(back) & np.isnan(values))
         if self.kind == "float":
@@ -101,7 +101,8 @@ class DType:
             raise EditError(f"{worst:g} cannot be stored as {self.name} ({int((~fits).sum()):,} values)")
         return stored
 
-    def _round(self, values: Array) -> Array:
+    def rounded(self, values: Array) -> Array:
+        """As `encode`, but a number that does not fit becomes what it may: infinity, or another one."""
         values = np.asarray(values, np.float64)
         if self.kind == "complex" or self.packed:
             raise EditError(f"numbers cannot be written into {self.name} tensors")

@@ -49,6 +49,10 @@ class EditError(WeightkitError):
     """An edit cannot be made as asked."""
 
 
+class PatchError(WeightkitError):
+    """A patch is damaged, or was made for another model."""
+
+
 class SaveError(WeightkitError):
     """A checkpoint cannot be written; the destination is as it was."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from weightkit.effect.measure import Effect, Ids
     from weightkit.effect.side_by_side import Continuations
     from weightkit.effect.windows import Masks
+    from weightkit.patch import Patch
     from weightkit.surgery.edits import Edit
     from weightkit.surgery.save import Plan
 
@@ -36,7 +37,7 @@ class Model(Analysing, Tracing):
     It never changes. `apply` gives a new Model that shares every byte that is not edited.
     """
 
-    def __init__(self, checkpoint: Checkpoint, registry: Registry, edits: tuple[Edit, ...] = ()) -> None:
+    def __init__(self, checkpoint: Checkpoint, registry: Registry, edits: tuple[Edit | Patch, ...] = ()) -> None:
         self.checkpoint = checkpoint
         self.registry = registry
         self.edits = edits
@@ -69,15 +70,29 @@ class Model(Analysing, Tracing):
     def __contains__(self, address: object) -> bool:
         return address in self.registry
 
-    def apply(self, *edits: Edit) -> Model:
-        """A new model with the edits made, in order. This one is not touched.
+    def apply(self, *edits: Edit | Patch) -> Model:
+        """A new model with the edits and patches made, in order. This one is not touched.
 
-        Raises AddressError where an edit selects nothing, EditError where it cannot be made.
+        Raises AddressError where an edit selects nothing, EditError where it cannot be made, PatchError where a
+        patch was made for another model; all of the model is read to see that it was not.
         """
+        from weightkit.patch.container import Patch
         from weightkit.surgery import overlay
 
-        changed = overlay.apply(self.registry, edits, self.token_id)
-        return Model(self.checkpoint, changed, (*self.edits, *edits))
+        model = self
+        for edit in edits:
+            if isinstance(edit, Patch):
+                model = model._patched(edit)
+            else:
+                changed = overlay.apply(model.registry, [edit], model.token_id)
+                model = Model(model.checkpoint, changed, (*model.edits, edit))
+        return model
+
+    def _patched(self, patch: Patch) -> Model:
+        from weightkit.patch.apply import apply
+
+        checkpoint = apply(patch, self)
+        return Model(checkpoint, open_registry(checkpoint), (*self.edits, patch))
 
     def plan(self) -> Plan:
         """What saving this edited model would touch."""

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from weightkit.effect.glance import Activation
     from weightkit.effect.lens import Lens
     from weightkit.effect.trace import Text, Trace
+    from weightkit.patch import Patch
     from weightkit.surgery.edits import Edit
 
 
 class Tracing(Running):
     """The part of Model that shows what goes on inside while it runs; by itself it is none."""
 
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit | Patch, ...]
 
     def trace(
         self,

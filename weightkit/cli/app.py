@@ -36,6 +36,7 @@ VERBS = {
     "circuits": "which attention heads read what others write",
     "check": "is it sound: structure, index, config, NaN and Inf",
     "diff": "what differs between two models, and how much",
+    "patch": "the difference of two models: make, show, apply, revert, compose",
     "convert": "the same model in another format, type or number of files",
     "edit": "zero, set, scale, add noise; look first, measure, save",
     "run": "the likeliest next tokens, or a text",
@@ -60,7 +61,11 @@ def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
     for verb in verbs:
         name = _MODULES.get(verb, verb)
         module = importlib.import_module(f"weightkit.cli.{name}")
-        app.command(verb, short_help=VERBS[verb])(getattr(module, name))
+        found = getattr(module, name)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=verb, short_help=VERBS[verb])
+        else:
+            app.command(verb, short_help=VERBS[verb])(found)
     return app
 
 

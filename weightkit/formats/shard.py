@@ -46,3 +46,4 @@ class ShardFile:
     tokenizer: Callable[[], bytes] | None = None  # makes a tokenizer.json, if the file has a tokenizer
     tokenizer_config: Callable[[], dict[str, Any]] | None = None  # makes a tokenizer_config.json, likewise
     part: tuple[int, int] | None = None  # (index, of how many), where the file says that it is one of several
+    anew: bool = False  # its tensors are no longer those of the file: saving writes all of it

@@ -101,10 +101,43 @@ def _part(whole_slice: slice, skip: int, count: int) -> slice:
 
 
 @dataclass(frozen=True)
-class Overlay(Derived):
-    """A tensor with changes on it. Reads like a tensor."""
+class Edited(Derived):
+    """A tensor with some of its numbers changed; its type and shape are those in the file."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What is changed."""
+        raise NotImplementedError
+
+    @property
+    def elements(self) -> int:
+        """How many elements are selected; those selected twice count twice."""
+        raise NotImplementedError
+
+    def changed_tiles(self) -> Iterable[tuple[int, int]]:
+        """Flat ranges of elements that cover every change, in blocks of bounded size."""
+        raise NotImplementedError
+
+    def raw(self, start: int, stop: int) -> Array:
+        """The bytes in the file of elements `start` to `stop`."""
+        return self.read(start, stop)
+
+
+@dataclass(frozen=True)
+class Overlay(Edited):
+    """A tensor with edits on it. Reads like a tensor."""
 
     changes: tuple[Change, ...]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What the edits select."""
+        return tuple(dict.fromkeys(change.selection.address for change in self.changes))
+
+    @property
+    def elements(self) -> int:
+        """How many elements the edits select."""
+        return sum(change.selection.size for change in self.changes)
 
     def read(self, start: int, stop: int) -> Array:
         """Stored elements `start` to `stop` of the flattened array, as edited."""
@@ -125,6 +158,8 @@ class Overlay(Derived):
 
     def changed_tiles(self) -> Iterable[tuple[int, int]]:
         """Flat ranges of elements that cover every change, in blocks of bounded size."""
+        if isinstance(self.base, Edited):
+            yield from self.base.changed_tiles()
         shape = self.shape or (1,)
         row = math.prod(shape[1:])
         for tile in tiles((shape[0], row)):
@@ -153,10 +188,10 @@ def apply(registry: Registry, edits: Iterable[Edit], token_id: TokenId | None = 
     return registry
 
 
-def overlays(registry: Registry) -> dict[str, Overlay]:
+def overlays(registry: Registry) -> dict[str, Edited]:
     """The tensors of a registry that edits have changed, by name in the file."""
     sources = ((name, weight.source) for name, weight in registry.by_name.items())
-    return {name: source for name, source in sources if isinstance(source, Overlay)}
+    return {name: source for name, source in sources if isinstance(source, Edited)}
 
 
 def _require_possible(edit: Edit, selection: Selection) -> None:
