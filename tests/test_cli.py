@@ -139,7 +139,7 @@ def test_plain_text_in_a_pipe(cli: Cli, pair: dict[str, Path], verb: str) -> Non
 @pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb not in ("run", "chat")])
 def test_every_family(cli: Cli, tmp_path: Path, family: str, verb: str) -> None:
     pair = {name: write(tmp_path / name, family, seed=seed, shards=3) for seed, name in enumerate("AB")}
-    pair["C"] = tmp_path / "C"
+    pair |= {"C": tmp_path / "C", "P": tmp_path / "p.wkpatch"}
     for kind in ([], ["--json"]):
         done = cli(*line(verb, pair), *kind)
         assert (done.code, done.err) == (EXIT.get(verb, 0), "")
