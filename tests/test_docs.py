@@ -71,7 +71,9 @@ def test_every_verb_has_a_chapter(verb: str) -> None:
     assert re.search(rf"^## {verb}$", TEXT[ROOT / "docs" / "commands.md"], re.MULTILINE)
 
 
-BY_NAME = "cause energy by_role by_layer by_dtype formulas quantiles rewritten linked config snapshots left facts".split()
+BY_NAME = (
+    "cause energy by_role by_layer by_dtype formulas quantiles rewritten linked config snapshots left facts".split()
+)
 
 
 def _fields(value: object) -> Iterator[str]:
