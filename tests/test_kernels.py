@@ -17,13 +17,16 @@ from threadpoolctl import threadpool_info
 
 from weightkit.dtypes import DTYPES, Array
 from weightkit.errors import EngineError
-from weightkit.kernels import Matrix, multiply
+from weightkit.kernels import Matrix, multiply, tiled
 from weightkit.parallel import processors
 from weightkit.threads import WORTH_SHARING, Crew, by_rows, crew, one_blas_thread, set_threads
 
 random = np.random.default_rng(0)
 PLAIN = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 BLOCKED = ("Q8_0", "Q4_0")
+
+
+needs_tiles = pytest.mark.skipif(not tiled(), reason="BLAS multiplies many vectors on this processor")
 
 
 @pytest.fixture
@@ -122,6 +125,60 @@ def test_a_row_depends_on_no_other_row_and_not_on_threads(resized: Crew, transpo
     for count in (1, 2, 3):
         resized.resize(count)
         np.testing.assert_array_equal(np.concatenate([linear(w, row[None]) for row in x]), together)
+
+
+MANY = [25, 33, 100]  # rows of x: more than FEW; a panel and some of the next
+
+
+@needs_tiles
+@pytest.mark.parametrize("kind", PLAIN + BLOCKED)
+@pytest.mark.parametrize("rows", MANY)
+@pytest.mark.parametrize("width", [160, 1056])  # also more than a chunk
+def test_rows_times_many_vectors(kind: str, rows: int, width: int) -> None:
+    raw, values = stored(kind, 110, width if kind in BLOCKED else width + 11)
+    x = x_of(rows, values.shape[1])
+    exact = x.astype(np.float64) @ values.astype(np.float64).T
+    size = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64).T
+    assert (np.abs(linear(Matrix(kind, raw), x) - exact) <= 1e-6 * size).all()
+
+
+@needs_tiles
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("rows", MANY)
+def test_transposed_matrices_times_many_vectors(kind: str, rows: int) -> None:
+    raw, values = stored(kind, 597, 301)
+    x = x_of(rows, 597)
+    as_they_lie = linear(Matrix("F32", np.ascontiguousarray(values.T)), x)
+    np.testing.assert_array_equal(linear(Matrix(kind, raw, transposed=True), x), as_they_lie)
+
+
+@needs_tiles
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
+def test_runs_of_rows_times_many_vectors(kind: str) -> None:
+    raw, values = stored(kind, 24, 64)
+    w, expected = Matrix(kind, raw.reshape(4, 6, -1)[:, 2:4]), values.reshape(4, 6, -1)[:, 2:4].reshape(8, -1)
+    np.testing.assert_array_equal(linear(w, x := x_of(40, 64)), linear(Matrix("F32", expected), x))
+
+
+@needs_tiles
+def test_many_vectors_depend_on_no_other_and_not_on_threads(resized: Crew) -> None:
+    raw, _ = stored("BF16", 640, 640)
+    w, x = Matrix("BF16", raw), x_of(100, 640)
+    together = multiply(x, [w, w, w])
+    for count in (1, 2, 3):
+        resized.resize(count)
+        for found in multiply(np.concatenate([x_of(3, 640), x]), [w, w, w]):
+            np.testing.assert_array_equal(found[3:], together[0])
+
+
+@needs_tiles
+def test_what_a_tile_has_no_room_for_does_not_matter() -> None:
+    """NaN beside what is wanted, and before what is made, goes nowhere."""
+    raw, values = stored("F32", 7, 5)
+    x = x_of(26, 5)
+    for _ in range(3):
+        multiply(np.full((100, 700), np.nan, np.float32), [Matrix("F32", np.full((96, 700), np.nan, np.float32))])
+        np.testing.assert_allclose(linear(Matrix("F32", raw), x), x @ values.T, rtol=1e-4, atol=1e-5)
 
 
 def test_many_jobs_of_many_threads_at_once(resized: Crew) -> None:

@@ -19,7 +19,7 @@ from weightkit.engine.cache import Cache
 from weightkit.engine.forward import Engine
 from weightkit.engine.generate import Sampling, Steps, generate
 from weightkit.errors import EngineError
-from weightkit.kernels import available
+from weightkit.kernels import FEW, available
 
 PROMPTS = [[5, 17, 42], [9], [3, 88, 41, 3, 9, 60, 12, 7, 1], [11, 12]]
 CONTINUES = [variant for variant in running.RUN if variant not in ("bert", "roberta", "distilbert")]
@@ -107,7 +107,7 @@ def test_they_are_computed_together(model: wk.Model, monkeypatch: pytest.MonkeyP
     assert sizes == [1, 1, 1, 1, 4, 4, 4]
     sizes.clear()
     model.generate([[i] for i in range(30)], 2)
-    assert sizes == [1] * 30 + [weights.FEW, 30 - weights.FEW]
+    assert sizes == [1] * 30 + [FEW, 30 - FEW]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

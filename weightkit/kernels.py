@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,8 @@ class Moments:
 # ── compiled loops over stored weights ─────────────────────────────────────────────────────────────────
 
 PART_BYTES = 1 << 15  # of weights that a thread takes at a time
+SCRATCH_BYTES = 16 << 20  # that a thread keeps
+FEW = 24  # rows of x with which stored weights are multiplied as they are; for more it pays to widen them first
 
 
 @functools.cache
@@ -71,6 +74,20 @@ def available() -> bool:
     except (ImportError, OSError, RuntimeError):  # or on a machine that LLVM does not know
         return False
     return True
+
+
+@functools.cache
+def tiled() -> bool:
+    """Whether the compiled loops multiply many vectors sooner than BLAS does: with the registers of AVX and FMA.
+
+    A kernel has more on its stack than Windows gives without being asked.
+    """
+    if not available() or sys.platform == "win32":
+        return False
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    return bool(features.get("avx2") and features.get("fma"))
 
 
 @functools.cache
@@ -120,6 +137,7 @@ class Matrix:
         self._rows = (stored.strides[-2], rows, stored.strides[0])
         self._address = address_of(stored)
         self._kernel = kernel("columns" if transposed else "dots", kind)
+        self._kind = kind
         self._widen = direct("wide", kind)
         out = self.shape[0]
         self._step = max(64, -(-out // 1024) * 64) if transposed else max(1, PART_BYTES // (row * stored.itemsize))
@@ -127,8 +145,17 @@ class Matrix:
 
     def product(self, x_at: tuple[int, int, int, int], y: Array) -> list[Any]:
         """The arguments of x Wᵀ into y; x is an address, bytes from row to row, rows and numbers of a row."""
+        return self._arguments(self._kernel, self._step, x_at, y)
+
+    def tiles(self, x_at: tuple[int, int, int, int], y: Array) -> list[Any]:
+        """The same of an x in panels."""
+        from weightkit.compiled.tiles import PART
+
+        return self._arguments(_kernel("tiles of columns" if self.transposed else "tiles", self._kind), PART, x_at, y)
+
+    def _arguments(self, kernel: int, step: int, x_at: tuple[int, int, int, int], y: Array) -> list[Any]:
         out = self.shape[0]
-        return [self._kernel, self._step, out, *x_at, self._address, *self._rows, address_of(y), 4 * out]
+        return [kernel, step, out, *x_at, self._address, *self._rows, address_of(y), 4 * out]
 
     def new(self, rows: int) -> Array:
         """Where a product of so many rows goes, [rows, out]."""
@@ -151,14 +178,48 @@ class Matrix:
 
 
 def multiply(x: Array, matrices: Sequence[Matrix]) -> list[Array]:  # [r, in] -> [r, out] each
-    """x Wᵀ for few rows of float32 and up to three matrices, as one job.
+    """x Wᵀ for rows of float32 and up to three matrices, as one job. For more than FEW rows, only where `tiled`.
 
-    What becomes of a row depends on no other, nor on the number of threads.
+    What becomes of a row depends on no other but for their number, nor on the number of threads.
     """
     if x.dtype != np.float32 or not x.flags.c_contiguous:
         x = np.ascontiguousarray(x, np.float32)
+    if len(x) > FEW:
+        return _multiply_many(x, matrices)
     found = [matrix.new(len(x)) for matrix in matrices]
     crew.run(product(x, matrices, found))
+    return found
+
+
+class _Scratch(threading.local):
+    """Room of a thread for numbers that are needed for a moment: fresh memory costs more than what it is used for."""
+
+    kept: Array = np.empty(0, np.float32)
+
+    def numbers(self, count: int) -> Array:
+        """So many numbers, whatever they are; kept for the next time unless they are very many."""
+        if count > self.kept.size:
+            made = np.empty(count, np.float32)
+            if made.nbytes > SCRATCH_BYTES:
+                return made
+            self.kept = made
+        return self.kept
+
+
+_scratch = _Scratch()
+
+
+def _multiply_many(x: Array, matrices: Sequence[Matrix]) -> list[Array]:  # [r, in] -> [r, out] each
+    from weightkit.compiled.tiles import PANEL, PART
+
+    rows, width = x.shape
+    count = -(-rows // PANEL)
+    panels = _scratch.numbers(count * width * PANEL)
+    crew.run(job("pack", "F32", count, 1, address_of(x), 4 * width, rows, width, address_of(panels)))
+    found = [np.empty((rows, matrix.shape[0]), np.float32) for matrix in matrices]
+    x_at = (address_of(panels), 0, rows, width)
+    products = [matrix.tiles(x_at, y) for matrix, y in zip(matrices, found, strict=True)]
+    crew.run(Job(sum(-(-matrix.shape[0] // PART) for matrix in matrices), products))
     return found
 
 

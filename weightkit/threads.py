@@ -153,7 +153,17 @@ class Crew:
         while staying:
             desk().share(PATIENCE)
             self._idle.append(call)
+            if desk().is_busy and self._not_called(call):  # with a job that began before it could be called
+                continue
             staying = call.get()
+
+    def _not_called(self, call: SimpleQueue[bool]) -> bool:
+        """Whether a helper is idle no more by its own will, and not because it was called."""
+        try:
+            self._idle.remove(call)
+        except ValueError:
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +219,11 @@ class Desk:
     def leave(self, now: bool) -> None:
         """Have who shares wait for no more jobs, or wait again."""
         self._numbers[self._leave] = now
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there are parts of a job to hand out."""
+        return bool(self._numbers[0] & (1 << 24) - 1)
 
     def share(self, patience: int) -> None:
         """Help with jobs until there was none for so many turns."""

@@ -17,7 +17,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from weightkit.compiled import differences, loops, steps
+from weightkit.compiled import differences, loops, steps, tiles
 from weightkit.compiled.loops import Job
 from weightkit.compiled.numbers import I64, POINTER, VOID
 
@@ -175,7 +175,7 @@ def _machine() -> Any:
     return llvm.Target.from_default_triple().create_target_machine(llvm.get_host_cpu_name(), features, opt=3)
 
 
-_FORMS = {**loops.FORMS, **steps.FORMS, **differences.FORMS}
+_FORMS = {**loops.FORMS, **steps.FORMS, **differences.FORMS, **tiles.FORMS}
 _engines: list[Any] = []  # whose code is in use
 
 

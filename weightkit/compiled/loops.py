@@ -72,6 +72,11 @@ def total(b: Value, value: Value, join: Callable[[Value, Value], Value] | None =
     return value
 
 
+def smaller(b: Value, x: Value, y: Value) -> Value:
+    """The smaller of two whole numbers."""
+    return b.select(b.icmp_signed("<", x, y), x, y)
+
+
 def variable(b: Value, value: Value) -> Value:
     """A place that holds a value and can be given others."""
     with b.goto_entry_block():
@@ -104,7 +109,7 @@ class Job:
 MATRICES = (*SHARED, "x", "x_step", "rows", "n", "w", "w_step", "run", "run_step", "y", "y_step")
 
 
-def _row(b: Value, job: Job, j: Value) -> Value:
+def row_of(b: Value, job: Job, j: Value) -> Value:
     """The address of a row of the weights."""
     across, within = b.udiv(j, job.run), b.urem(j, job.run)
     return b.add(job.w, b.add(b.mul(across, job.run_step), b.mul(within, job.w_step)))
@@ -134,7 +139,7 @@ def _dots(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
             store(b, whole, b.add(b.add(job.y, b.mul(turn, job.y_step)), b.mul(j, I64(4))))
 
     def each_row(count: int, i: Value) -> None:
-        loop(b, first, last, 1, lambda j: dot(count, _row(b, job, j), i, j))
+        loop(b, first, last, 1, lambda j: dot(count, row_of(b, job, j), i, j))
 
     pairs = b.and_(job.rows, I64(-2))  # of x, which stay in the cache while the rows of w go by
     loop(b, I64(0), pairs, 2, lambda i: each_row(2, i))
@@ -149,7 +154,7 @@ def _columns(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
         x = b.add(b.add(job.x, b.mul(i, job.x_step)), b.mul(j, I64(4)))
         y = b.add(b.add(job.y, b.mul(i, job.y_step)), b.mul(first, I64(4)))
         factors = [b.extract_element(widen_f32(b, b.add(x, I64(4 * more)), 1), I32(0)) for more in range(count)]
-        rows = [b.add(_row(b, job, b.add(j, I64(more))), b.mul(first, I64(size))) for more in range(count)]
+        rows = [b.add(row_of(b, job, b.add(j, I64(more))), b.mul(first, I64(size))) for more in range(count)]
 
         def add(index: Value, lanes: int) -> None:
             sum = constant(vector(FLOAT, lanes), 0.0)
@@ -172,7 +177,7 @@ def _wide(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:
     """y[j, k] = w[j, k] for the rows `first` to `last`."""
 
     def each_row(j: Value) -> None:
-        w, y = _row(b, job, j), b.add(job.y, b.mul(j, job.y_step))
+        w, y = row_of(b, job, j), b.add(job.y, b.mul(j, job.y_step))
 
         def copy(index: Value, lanes: int) -> None:
             store(b, KINDS[kind](b, place(b, kind, w, index), lanes), place(b, "F32", y, index))

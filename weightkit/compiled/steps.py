@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from weightkit.compiled.loops import SHARED, Form, Job, each, loop, total, variable
+from weightkit.compiled.loops import SHARED, Form, Job, each, loop, smaller, total, variable
 from weightkit.compiled.numbers import (
     FLOAT,
     I32,
@@ -176,16 +176,13 @@ def _soften(b: Value, x: Value, n: Value) -> None:
 def _softmax(b: Value, kind: str, job: Job, first: Value, last: Value) -> None:  # noqa: ARG001
     """The softmax of what each row sees where it is, and 0 in the place of the rest."""
 
-    def smaller(a: Value, c: Value) -> Value:
-        return b.select(b.icmp_signed("<", a, c), a, c)
-
     def zero(x: Value, start: Value, stop: Value) -> None:
         _map(b, b.sub(stop, start), _floats(b, x, start), lambda _, lanes: constant(vector(FLOAT, lanes), 0))
 
     def each_row(i: Value) -> None:
         x = _floats(b, job.x, b.mul(i, job.n))
-        stop = smaller(job.n, b.add(job.seen, b.mul(b.urem(i, job.t), job.more)))
-        start = b.sub(stop, smaller(stop, job.window))
+        stop = smaller(b, job.n, b.add(job.seen, b.mul(b.urem(i, job.t), job.more)))
+        start = b.sub(stop, smaller(b, stop, job.window))
         zero(x, I64(0), start)
         _soften(b, _floats(b, x, start), b.sub(stop, start))
         zero(x, stop, job.n)

@@ -14,8 +14,8 @@ from weightkit.engine.cache import Cache
 from weightkit.engine.finite import require_finite
 from weightkit.engine.forward import Engine
 from weightkit.engine.functions import F32
-from weightkit.engine.weights import FEW
 from weightkit.errors import EngineError, whole_number
+from weightkit.kernels import FEW
 
 
 class Choice(TypedDict, total=False):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from weightkit.engine.functions import F32
 from weightkit.errors import EngineError
 from weightkit.formats.gguf_order import Unpermuted, turn_rows
-from weightkit.kernels import Matrix, available, multiply
+from weightkit.kernels import FEW, Matrix, available, multiply, tiled
 from weightkit.layout import PLAIN
 from weightkit.registry import Registry
 from weightkit.tensor import rows_on_map
@@ -21,7 +21,6 @@ from weightkit.weight import Weight
 
 KEPT_BYTES = 256 << 20  # of weights that are not on the memory map, which costs nothing
 BLOCK_BYTES = 1 << 20  # of float32, widened at a time
-FEW = 24  # rows of x with which the stored weights are multiplied as they are; for more it pays to widen them first
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +84,13 @@ class Weights:
         return [y if bias is None else y + bias for y, bias in zip(shaped, biases, strict=True)]
 
     def _products(self, x: F32, addresses: Sequence[str]) -> list[F32]:  # [r, in] -> [r, out] each
-        """x Wᵀ: of few rows with the stored weights themselves, of many with blocks of them widened.
+        """x Wᵀ, with the stored weights themselves where there are loops for it, else with blocks of them widened.
 
         Blocks are the same whatever the number of threads, and each is one thread's, so results are too.
         """
         rows = [self.compiled(address) for address in addresses]
         stored = [found for found in rows if found is not None]
-        if len(x) <= FEW and len(stored) == len(rows):
+        if len(stored) == len(rows) and (len(x) <= FEW or tiled()):
             return [found.in_order(y) for found, y in zip(stored, multiply(x, [r.matrix for r in stored]), strict=True)]
         made = [self._blocks(x, address) for address in addresses]
         work = sum(x.size * y.shape[1] for y, _ in made)
