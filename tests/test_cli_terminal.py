@@ -299,6 +299,19 @@ def test_a_pipe_that_is_closed_before(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
+def test_interrupted_while_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    search = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "weightkit", "--version"],
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def interrupted(arguments: list[object], ready: Path | None = None) -> subprocess.Popen[str]:
     """A command that got Ctrl-C while it worked."""
     process = subprocess.Popen(
