@@ -25,6 +25,7 @@ from tests.by_hand import Array, files, tokenizer
 from tests.conftest import Cli
 from tests.tiny import write
 from weightkit import patch
+from weightkit.analysis import compare
 from weightkit.dtypes import DTYPES
 from weightkit.errors import PatchError
 from weightkit.formats import safetensors
@@ -303,6 +304,19 @@ def test_edits_and_patches_go_together(tmp_path: Path) -> None:
     twice.save(tmp_path / "b")
     assert contents(wk.open(tmp_path / "b")) == contents(twice)
     assert contents(twice.apply(patch.make(twice, a))) == contents(a)
+
+
+def test_a_diff_gives_its_patch(tmp_path: Path) -> None:
+    model = wk.open("demo")
+    edited = model.apply(wk.scale("layers.1.ffn.up", 0.7))
+    found = wk.diff(model, edited)
+    saved = found.patch().save(tmp_path / "p.wkpatch")
+    assert contents(model.apply(patch.open(saved))) == contents(edited)
+    assert saved.read_bytes() == patch.make(model, edited).path.read_bytes()
+    assert found == wk.diff(model, edited)
+    assert "make_patch" not in repr(found)
+    with pytest.raises(PatchError, match=r"ask the one that wk\.diff"):
+        compare.diff(model.registry, edited.registry).patch()
 
 
 def test_other_formats_become_safetensors(tmp_path: Path) -> None:

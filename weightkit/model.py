@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,7 +154,18 @@ def diff(a: Model, b: Model, *, executor: Executor | None = None, progress: Prog
 
     found = diff(a.registry, b.registry, executor=executor, progress=progress)
     one, other = a.checkpoint, b.checkpoint
-    return replace(found, tokens=tokens(one, other), metadata=metadata(one.metadata, other.metadata))
+    return replace(
+        found,
+        tokens=tokens(one, other),
+        metadata=metadata(one.metadata, other.metadata),
+        make_patch=functools.partial(_make_patch, a, b),
+    )
+
+
+def _make_patch(a: Model, b: Model) -> Patch:
+    from weightkit.patch import make
+
+    return make(a, b)
 
 
 def measure(

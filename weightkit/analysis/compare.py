@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from weightkit.analysis.causes.shapes import shapes
 from weightkit.analysis.causes.whole import Group, grouped, settle, share, told
 from weightkit.analysis.differences import Differences
 from weightkit.analysis.same import same_numbers
+from weightkit.errors import PatchError
 from weightkit.parallel import Progress, in_order
 from weightkit.registry import Registry
 from weightkit.threads import one_blas_thread
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from weightkit.analysis.structure import Tokens
+    from weightkit.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,21 @@ class Diff:
     sentence: str = ""  # what happened, in words
     tokens: Tokens | None = None  # how the tokenizers differ
     metadata: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)  # of the files; not what they are
+    make_patch: Callable[[], Patch] | None = field(default=None, repr=False, compare=False)  # given by `wk.diff`
 
     @property
     def identical(self) -> bool:
         """Whether the models have the same weights and compute the same with them."""
         return not (self.changed or self.only_a or self.only_b or self.config or self.tokens)
+
+    def patch(self) -> Patch:
+        """The patch that makes the second model of the first, and the first of the second, to the bit.
+
+        Raises PatchError for what cannot be in a patch.
+        """
+        if self.make_patch is None:
+            raise PatchError("this diff does not know its models: ask the one that wk.diff(a, b) gives")
+        return self.make_patch()
 
     def frame(self) -> pd.DataFrame:
         """One row per changed weight."""
