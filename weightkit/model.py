@@ -12,6 +12,7 @@ from weightkit.analysing import Analysing
 from weightkit.assembly import open_registry
 from weightkit.checkpoint import Checkpoint, open_checkpoint
 from weightkit.config import Config
+from weightkit.errors import EngineError
 from weightkit.parallel import Progress
 from weightkit.registry import Registry
 from weightkit.tracing import Tracing
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from weightkit.analysis.compare import Diff
+    from weightkit.analysis.parts import Part
     from weightkit.effect.measure import Effect, Ids
     from weightkit.effect.side_by_side import Continuations
     from weightkit.effect.windows import Masks
@@ -147,25 +149,79 @@ def open_model(path: str | Path) -> Model:
     return Model(checkpoint, open_registry(checkpoint))
 
 
-def diff(a: Model, b: Model, *, executor: Executor | None = None, progress: Progress | None = None) -> Diff:
-    """What differs between two models, weight by weight: by address where both have roles, else by name."""
+def diff(
+    a: Model,
+    b: Model,
+    *,
+    texts: Sequence[str | Path] = (),
+    ids: Sequence[Ids] = (),
+    by: str = "role",
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Diff:
+    """What differs between two models, weight by weight: by address where both have roles, else by name.
+
+    With `texts` or `ids`, as in `measure`, its `parts` say what the differences do: `by` "role", "layer" or
+    "weight", as `attribute` finds it. Raises EngineError where that cannot be.
+    """
     from weightkit.analysis.compare import diff
     from weightkit.analysis.structure import metadata, tokens
 
+    run = bool(texts or ids)
+    if run:
+        require_attributable(a, b, text=bool(texts))
     found = diff(a.registry, b.registry, executor=executor, progress=progress)
     one, other = a.checkpoint, b.checkpoint
-    return replace(
+    found = replace(
         found,
         tokens=tokens(one, other),
         metadata=metadata(one.metadata, other.metadata),
         make_patch=functools.partial(_make_patch, a, b),
     )
+    return replace(found, parts=attribute(a, b, found, texts, ids=ids, by=by)) if run else found
 
 
 def _make_patch(a: Model, b: Model) -> Patch:
     from weightkit.patch import make
 
     return make(a, b)
+
+
+def require_attributable(a: Model, b: Model, *, text: bool = True) -> None:
+    """Raise EngineError unless parts of one model can be put into the other, and both read the same of a `text`."""
+    from weightkit.analysis.structure import tokens
+    from weightkit.effect.measure import require_comparable
+    from weightkit.effect.swapped import require_swappable
+
+    require_comparable(a.engine, b.engine)
+    if text and tokens(a.checkpoint, b.checkpoint) is not None:
+        raise EngineError("the tokenizers differ, so one text is other ids to each; give token ids (--ids 1,2,3)")
+    require_swappable(a.registry, b.registry)
+
+
+def attribute(
+    a: Model,
+    b: Model,
+    found: Diff,
+    texts: Sequence[str | Path] = (),
+    *,
+    ids: Sequence[Ids] = (),
+    by: str = "role",
+    progress: Progress | None = None,
+) -> list[Part]:
+    """What each part of a diff does: the KL from A of A with that part of B, the largest change first.
+
+    A part is what differs of a role, of a layer or in one weight; of more than 20 the smallest are one. A text is
+    run twice for each. Raises EngineError where there is nothing to run, AddressError for what parts are not `by`.
+    """
+    from weightkit.analysis.parts import parts
+    from weightkit.effect.swapped import attribute
+
+    def kl(registry: Registry) -> float:
+        return measure(a, Model(a.checkpoint, registry), texts, ids=ids).kl_mean
+
+    settings = bool(found.config.keys() - {"tied"})
+    return attribute(a.registry, b.registry, parts(found.changed, by), kl, settings=settings, progress=progress)
 
 
 def measure(

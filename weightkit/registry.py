@@ -100,9 +100,16 @@ class Registry(Mapping[str, Weight]):
         def moved(weights: Mapping[str, Weight]) -> dict[str, Weight]:
             return {k: replace(w, source=sources[w.name]) if moves(w) else w for k, w in weights.items()}
 
+        return self._with(moved(self._weights), moved(self.by_name))
+
+    def with_weights(self, weights: Mapping[str, Weight]) -> Registry:
+        """The same registry with other weights at these addresses; the tensors of the files are as they were."""
+        return self._with({k: weights.get(k, w) for k, w in self._weights.items()}, self.by_name)
+
+    def _with(self, weights: dict[str, Weight], by_name: dict[str, Weight]) -> Registry:
         return Registry(
-            moved(self._weights),
-            moved(self.by_name),
+            weights,
+            by_name,
             architecture=self.architecture,
             config=self.config,
             ignored=self.ignored,

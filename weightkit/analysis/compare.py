@@ -15,6 +15,7 @@ from weightkit.analysis.causes.layers import stacks
 from weightkit.analysis.causes.shapes import shapes
 from weightkit.analysis.causes.whole import Group, grouped, settle, share, told
 from weightkit.analysis.differences import Differences
+from weightkit.analysis.parts import Part
 from weightkit.analysis.same import same_numbers
 from weightkit.errors import PatchError
 from weightkit.parallel import Progress, in_order
@@ -66,6 +67,7 @@ class Diff:
     sentence: str = ""  # what happened, in words
     tokens: Tokens | None = None  # how the tokenizers differ
     metadata: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)  # of the files; not what they are
+    parts: list[Part] = field(default_factory=list)  # what the differences do on a text, where there was one
     make_patch: Callable[[], Patch] | None = field(default=None, repr=False, compare=False)  # given by `wk.diff`
 
     @property

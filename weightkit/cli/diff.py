@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from weightkit.analysis.compare import Changed, Diff
-from weightkit.analysis.rolled import Rolled, by_role
+from weightkit.analysis.parts import Part
+from weightkit.analysis.rolled import Rolled, by_layer, by_role
+from weightkit.cli.measure import measure_on
 from weightkit.cli.output import (
+    NOTES,
     After,
     Before,
     Cluster,
     Csv,
     Json,
     Markdown,
+    UsageError,
     emit,
     open_model,
     progress,
@@ -26,6 +31,7 @@ from weightkit.cli.output import (
     width,
     workers,
 )
+from weightkit.cli.prompts import TokenIds
 from weightkit.errors import printable
 from weightkit.report import units
 from weightkit.report.charts import heat
@@ -40,7 +46,13 @@ MOST = 20  # weights that only one has, which are named
 def diff(
     a: Before,
     b: After,
+    by: Annotated[str, typer.Option(metavar="KIND", help="Roll up by role or by layer.")] = "role",
     detail: Annotated[bool, typer.Option("--detail", help="Every weight that differs, with its cause.")] = False,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Run both on a text (or a file): what do the differences do?"),
+    ] = None,
+    ids: TokenIds = None,
     cluster: Cluster = None,
     json: Json = False,
     csv: Csv = False,
@@ -48,20 +60,37 @@ def diff(
 ) -> int:
     """What differs between two models, how much, and what kind of change it is.
 
-    Exit code 0 if they are identical, 1 if they differ.
+    With --measure the parts of B that differ are put into A, by what they are rolled up by, the largest change first.
+    Exit code 0 if the models are identical, 1 if they differ.
     """
+    if by not in ROLLED:
+        raise UsageError(f"--by {by}: one of {', '.join(ROLLED)}; --detail shows each weight")
+    from weightkit.model import attribute, require_attributable
     from weightkit.model import diff as compare
 
     first, second = open_model(a), open_model(b)
+    if measure or ids:
+        require_attributable(first, second, text=bool(measure))
+    measured = measure_on(first, second, measure or [], ids or []) if measure or ids else None
     with workers(cluster) as executor, progress("comparing tensor") as report:
         found = compare(first, second, executor=executor, progress=report)
+    if measured:
+        NOTES.extend(measured.faults)
+        with progress("running with B's weights") as report:
+            kind = "weight" if detail else by
+            parts = attribute(first, second, found, ids=measured.texts, by=kind, progress=report)
+        found = replace(found, parts=parts)
     if json:
-        emit("diff", **_fields(found))
+        emit("diff", **_fields(found), effect=measured.fields() if measured else None)
     elif csv or markdown:
         values = values_of(found.changed, FIELDS)
         rows(COLUMNS, map(_cells, found.changed), csv=csv, markdown_=markdown, values=values)
     else:
-        _print(found, detail)
+        _print(found, by, detail)
+        if measured:
+            say("")
+            measured.show()
+            _print_parts(found.parts)
     return 0 if found.identical else 1
 
 
@@ -75,8 +104,15 @@ COLUMNS = [
     Column("cause"),
     Column("", style="dim"),
 ]
-ROLES = [
-    Column("role", style="cyan"),
+PARTS = [
+    Column("of B in A", style="cyan", shrinks=True),
+    Column("weights", right=True),
+    Column("L2", right=True),
+    Column("alone", right=True, style="bold"),
+    Column("with those above", right=True),
+]
+ROLLED = {"role": by_role, "layer": by_layer}
+TOGETHER = [
     Column("weights", right=True),
     Column("changed", right=True),
     Column("L2", right=True),
@@ -98,6 +134,7 @@ def _fields(found: Diff) -> dict[str, Any]:
         "unchanged": found.unchanged,
         "config": {name: {"a": a, "b": b} for name, (a, b) in found.config.items()},
         "tokens": found.tokens,
+        "parts": found.parts,
         "metadata": {key: {"a": a, "b": b} for key, (a, b) in found.metadata.items()},
     }
 
@@ -116,7 +153,7 @@ def _cells(row: Changed) -> list[str]:
     ]
 
 
-def _print(found: Diff, detail: bool) -> None:
+def _print(found: Diff, by: str, detail: bool) -> None:
     if found.identical:
         say([("identical", "bold green"), (f": {units.plural(found.unchanged, 'weight')} to the bit", "")])
         return
@@ -128,7 +165,7 @@ def _print(found: Diff, detail: bool) -> None:
     if found.changed and detail:
         rows(COLUMNS, map(_cells, found.changed))
     elif found.changed:
-        rows(ROLES, map(_role_cells, by_role(found.changed)))
+        rows([Column(by, style="cyan"), *TOGETHER], map(_rolled_cells, ROLLED[by](found.changed)))
         _map(found)
     total = units.plural(len(found.changed) + found.unchanged, "weight")
     in_type = sum(row.changed_fraction == 0 for row in found.changed)
@@ -160,7 +197,7 @@ def _text(value: str | None) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _role_cells(role: Rolled) -> list[str]:
+def _rolled_cells(role: Rolled) -> list[str]:
     return [
         role.role,
         units.count(role.weights),
@@ -184,3 +221,18 @@ def _map(found: Diff) -> None:
             here[row.layer] = max(here.get(row.layer, 0.0), row.relative_l2 if row.relative_l2 > 0 else 0.0)
     say("", [("relative change by layer: · < 0.1 % ≤ ░ < 1 % ≤ ▒ < 10 % ≤ ▓ < 100 % ≤ █", "dim")])
     say(*heat(shares, range(layers[-1] + 1), min(width() or 80, 80)))
+
+
+def _print_parts(parts: list[Part]) -> None:
+    """What each part does, and whether that adds up."""
+    if not parts:
+        return
+    say("", [("KL divergence from A of A with parts of B, mean in nats, the largest change first", "dim")])
+    rows(PARTS, map(_part_cells, parts))
+    alone = sum(part.kl_alone for part in parts if part.addresses)
+    say("", f"alone they come to {units.real(alone)}, together they do {units.real(parts[-1].kl_together)}")
+
+
+def _part_cells(part: Part) -> list[str]:
+    numbers = part.l2, part.kl_alone, part.kl_together
+    return [part.part, units.count(len(part.addresses)), *map(units.real, numbers)]

@@ -81,7 +81,7 @@ def measure(
     which begins with the last `overlap` tokens of the one before (half a window). Raises EngineError where
     there is nothing to predict, or where the models cannot be compared.
     """
-    _require_comparable(a, b)
+    require_comparable(a, b)
     cut = _cut(a, b, window, overlap)
     texts = list(texts)
     all_ = sum(max(0, len(text) - 1) for text in texts)
@@ -102,7 +102,8 @@ def measure(
     return total.effect(drift)
 
 
-def _require_comparable(a: Engine, b: Engine) -> None:
+def require_comparable(a: Engine, b: Engine) -> None:
+    """Raise EngineError unless what two models predict can be compared."""
     if a.config.vocab != b.config.vocab:
         raise EngineError(
             f"the models have vocabularies of {a.config.vocab} and {b.config.vocab} tokens; "
