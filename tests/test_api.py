@@ -23,7 +23,7 @@ from weightkit.errors import AddressError
 
 NAMES = """
     Counts Diff Edit Effect Model Trace WeightkitError
-    diff measure noise open patch replace scale set set_threads side_by_side zero
+    diff measure noise open patch replace scale set set_threads side_by_side trajectory zero
 """.split()
 
 

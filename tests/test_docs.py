@@ -88,13 +88,14 @@ def _fields(value: object) -> Iterator[str]:
 
 
 CALLS = [
-    "demo", "map M", "count M --explain", "list M", "show M layers.0.attn.q", "stats M", "check NAN", "diff M OTHER",
+    "demo", "map M", "count M --explain", "list M", "show M layers.0.attn.q", "stats M", "check NAN",
+    "diff M OTHER --ids 1,2", "trajectory M OTHER",
     "patch make M OTHER -o PATCH", "patch apply PATCH M -o APPLIED", "patch conflicts PATCH PATCH",
     "convert M OUT", "edit M --zero norm --dry-run --ids 1,2", "run M w1 -n 1", "run MASKED w7[MASK]",
     "spectrum demo layers.0.attn --shuffle 0", "outliers NAN", "vocabulary M layers.0.ffn[neuron=3]", "circuits M",
     "chat M w1 -n 1", "trace M w1 --zero norm", "measure M OTHER --ids 1,2 --prompt w1",
 ]  # fmt: skip
-AS_ELSEWHERE = {"show": "stats", "edit": "measure"}
+AS_ELSEWHERE = {"show": "stats", "edit": "measure", "diff": "measure"}
 
 
 def test_every_field_of_the_json_is_in_the_docs(cli: Cli, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from weightkit.model import measure as measure
     from weightkit.model import open_model as open
     from weightkit.model import side_by_side as side_by_side
+    from weightkit.model import trajectory as trajectory
     from weightkit.surgery.edits import Edit as Edit
     from weightkit.surgery.edits import noise as noise
     from weightkit.surgery.edits import scale as scale
@@ -59,6 +60,7 @@ _HOMES = {
     "set": ("surgery.edits", "set_to"),
     "set_threads": ("threads", "set_threads"),
     "side_by_side": ("model", "side_by_side"),
+    "trajectory": ("model", "trajectory"),
     "zero": ("surgery.edits", "zero"),
 }
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "set",
     "set_threads",
     "side_by_side",
+    "trajectory",
     "zero",
 ]
 

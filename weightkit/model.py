@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from weightkit.analysis.compare import Diff
     from weightkit.analysis.parts import Part
+    from weightkit.analysis.trajectory import Trajectory
     from weightkit.effect.measure import Effect, Ids
     from weightkit.effect.side_by_side import Continuations
     from weightkit.effect.windows import Masks
@@ -222,6 +223,19 @@ def attribute(
 
     settings = bool(found.config.keys() - {"tied"})
     return attribute(a.registry, b.registry, parts(found.changed, by), kl, settings=settings, progress=progress)
+
+
+def trajectory(
+    snapshots: Sequence[Model], *, executor: Executor | None = None, progress: Progress | None = None
+) -> Trajectory:
+    """How weights moved over snapshots of one training, in their order: by weight, role, layer and in all.
+
+    Raises FormatError unless there are two or more, with the same weights of the same shapes.
+    """
+    from weightkit.analysis.trajectory import trajectory
+
+    names = [str(model.checkpoint.path) for model in snapshots]
+    return trajectory([model.registry for model in snapshots], names, executor=executor, progress=progress)
 
 
 def measure(

@@ -36,6 +36,7 @@ VERBS = {
     "circuits": "which attention heads read what others write",
     "check": "is it sound: structure, index, config, NaN and Inf",
     "diff": "what differs between two models, and how much",
+    "trajectory": "how weights moved over snapshots of one training",
     "patch": "the difference of two models: make, show, apply, revert, compose",
     "convert": "the same model in another format, type or number of files",
     "edit": "zero, set, scale, add noise; look first, measure, save",
